@@ -1,0 +1,116 @@
+"""The whole of Loong in small, on the embedded moving digits, on a laptop CPU.
+
+    python -m loong_jax.main --config=configs/demo.py --workdir=runs/demo
+
+Trains a video tokenizer (single frames first, then clips) and a language model in three stages, samples 60 seconds of
+video from a prompt, and measures it on 64 held-out prompts. The same command goes on where it was stopped. Change the
+prompt with --config.sample.prompt="a blue 3 moves up". `:debug` does all of it in about a minute with models too small to
+be any good.
+"""
+
+import dataclasses
+
+from loong_jax.config import (
+    DEBUG_TOKENIZER,
+    DEBUG_TRANSFORMER,
+    DataConfig,
+    DemoJob,
+    LanguageModelJob,
+    LossConfig,
+    OptimizerConfig,
+    QuantizerConfig,
+    SampleJob,
+    SamplingConfig,
+    TokenizerConfig,
+    TokenizerJob,
+    TrainConfig,
+    TransformerConfig,
+)
+from loong_jax.config_dict import parse_variant, to_config_dict
+
+# 32x32 pixels -> 4x4 ids per latent frame: the strides of the full tokenizer (time 4x, space 8x), fewer channels.
+TOKENIZER = TokenizerConfig(
+    base_channels=24,
+    channel_multipliers=(1, 2, 4),
+    temporal_strides=(2, 2),
+    spatial_strides=(2, 2),
+    patch_size=2,
+    num_res_blocks=1,
+    num_mid_blocks=1,
+    norm_groups=8,
+    quantizer=QuantizerConfig(num_codes=1024, dim=16, commitment_weight=0.05),
+)
+MODEL = TransformerConfig(
+    num_layers=6, model_dim=256, num_heads=4, num_kv_heads=4, mlp_dim=704, num_video_ids=1024, max_length=384
+)
+DATA = DataConfig(frame_size=32, num_frames=65, num_clips=3072, num_images=8192, max_text_ids=24)
+
+
+def get_config(variant: str = ""):
+    job = _full()
+    if "debug" in parse_variant(variant, ("debug",)):
+        job = _debug(job)
+    return to_config_dict(job)
+
+
+def _full() -> DemoJob:
+    optimizer = OptimizerConfig(
+        learning_rate=1e-3, warmup_steps=50, end_fraction=0.05, weight_decay=0.0, b1=0.5, b2=0.99
+    )
+    images = TokenizerJob(
+        tokenizer=TOKENIZER,
+        data=dataclasses.replace(DATA, num_frames=1),
+        optimizer=optimizer,
+        train=TrainConfig(
+            num_steps=1400, batch_size=64, log_every=50, checkpoint_every=200, eval_every=200, eval_batches=2
+        ),
+    )
+    clips = dataclasses.replace(
+        images,
+        init_from="../image_tokenizer",
+        data=dataclasses.replace(DATA, num_frames=17),
+        train=TrainConfig(
+            num_steps=300, batch_size=12, log_every=25, checkpoint_every=50, eval_every=100, eval_batches=4
+        ),
+    )
+    stages = {}
+    for stage, before, num_frames, share, weight, num_steps, batch in (
+        ("stage1", "", 1, 0.0, 0.0, 300, 64),
+        ("stage2", "../stage1", 17, 0.2, 0.0, 300, 32),
+        ("stage3", "../stage2", 65, 0.1, 1.0, 500, 16),
+    ):
+        stages[stage] = LanguageModelJob(
+            init_from=before,
+            model=MODEL,
+            data=dataclasses.replace(
+                DATA, num_frames=num_frames, image_share=share, cached_frames=0 if num_frames == 1 else 65
+            ),
+            loss=LossConfig(early_frames=5, early_weight=weight),
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=30, end_fraction=0.1),
+            train=TrainConfig(
+                num_steps=num_steps,
+                batch_size=batch,
+                log_every=25,
+                checkpoint_every=100,
+                eval_every=100,
+                eval_batches=4,
+            ),
+        )
+    sample = SampleJob(sampling=SamplingConfig(seconds=60.0, top_k=20))
+    return DemoJob(image_tokenizer=images, tokenizer=clips, sample=sample, **stages)
+
+
+def _debug(job: DemoJob) -> DemoJob:
+    train = TrainConfig(num_steps=4, batch_size=8, log_every=2, checkpoint_every=2, eval_every=4, eval_batches=1)
+
+    def shrunk(part):
+        part = dataclasses.replace(part, tokenizer=DEBUG_TOKENIZER, train=train)
+        if isinstance(part, LanguageModelJob):
+            data = dataclasses.replace(part.data, num_clips=16, num_images=16)
+            part = dataclasses.replace(part, model=DEBUG_TRANSFORMER, data=data)
+        return part
+
+    parts = {
+        name: shrunk(getattr(job, name)) for name in ("image_tokenizer", "tokenizer", "stage1", "stage2", "stage3")
+    }
+    return dataclasses.replace(job, num_eval_prompts=2, **parts)

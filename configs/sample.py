@@ -1,0 +1,21 @@
+"""Sample videos from a trained language model.
+
+    python -m loong_jax.main --config=configs/sample.py --workdir=runs/sample \
+        --config.model_path=../stage3 --config.prompt="a red 7 moves left" --config.sampling.seconds=60
+
+`model_path` is the workdir of a language-model training, relative to the workdir. Several prompts are separated by "|".
+Writes an mp4, a gif and a contact sheet per prompt to <workdir>/samples. `:debug` samples ten seconds from the workdir of
+`configs/stage3.py:debug`.
+"""
+
+import dataclasses
+
+from loong_jax.config import SampleJob, SamplingConfig
+from loong_jax.config_dict import parse_variant, to_config_dict
+
+
+def get_config(variant: str = ""):
+    job = SampleJob()
+    if "debug" in parse_variant(variant, ("debug",)):
+        job = dataclasses.replace(job, sampling=SamplingConfig(seconds=10.0, top_k=20))
+    return to_config_dict(job)

@@ -1,0 +1,48 @@
+"""Stage 1 of the language model: text to image: one frame, 256 ids.
+
+    python -m loong_jax.main --config=configs/stage1.py:700m --workdir=runs/stage1 \
+        --config.data.source=video_folder --config.data.path=DIR
+
+Sizes: `:700m` (default), `:3b`, `:7b`; `:debug` trains a tiny one a few steps in seconds on a CPU; join with a comma.
+The tokenizer is looked for in ../tokenizer, beside the workdir.
+The first run encodes the data into <workdir>/tokens; the same command resumes.
+The split of the paper's 500,000 iterations over the stages is a choice; batch 256 is the paper's.
+"""
+
+import dataclasses
+
+from loong_jax.config import (
+    DEBUG_TOKENIZER,
+    DEBUG_TRANSFORMER,
+    TRANSFORMER_PRESETS,
+    DataConfig,
+    LanguageModelJob,
+    LossConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from loong_jax.config_dict import parse_variant, to_config_dict
+
+
+def get_config(variant: str = ""):
+    parts = parse_variant(variant, ("debug", *TRANSFORMER_PRESETS))
+    size = next((part for part in TRANSFORMER_PRESETS if part in parts), "700m")
+    job = LanguageModelJob(
+        init_from="",
+        model=dataclasses.replace(TRANSFORMER_PRESETS[size], remat="full"),
+        data=DataConfig(num_frames=1),
+        loss=LossConfig(early_weight=0.0),
+        train=TrainConfig(num_steps=200_000),
+    )
+    if "debug" in parts:
+        job = dataclasses.replace(
+            job,
+            init_from="",
+            allow_untrained_tokenizer=True,
+            tokenizer=DEBUG_TOKENIZER,
+            model=DEBUG_TRANSFORMER,
+            data=dataclasses.replace(job.data, frame_size=32, num_clips=16, num_images=16, max_text_ids=32),
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+            train=TrainConfig(num_steps=6, batch_size=8, log_every=2, checkpoint_every=3, eval_every=6, eval_batches=1),
+        )
+    return to_config_dict(job)

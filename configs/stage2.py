@@ -1,0 +1,48 @@
+"""Stage 2 of the language model: images and clips of 17 frames, 1,280 ids.
+
+    python -m loong_jax.main --config=configs/stage2.py:700m --workdir=runs/stage2 \
+        --config.data.source=video_folder --config.data.path=DIR
+
+Sizes: `:700m` (default), `:3b`, `:7b`; `:debug` trains a tiny one a few steps in seconds on a CPU; join with a comma.
+The tokenizer is looked for in ../tokenizer and the weights of stage 1 in ../stage1, beside the workdir.
+The first run encodes the data into <workdir>/tokens; the same command resumes.
+Images stay in the mix; their share is a choice. The paper's 500,000 iterations are split by choice; batch 256 is its own.
+"""
+
+import dataclasses
+
+from loong_jax.config import (
+    DEBUG_TOKENIZER,
+    DEBUG_TRANSFORMER,
+    TRANSFORMER_PRESETS,
+    DataConfig,
+    LanguageModelJob,
+    LossConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from loong_jax.config_dict import parse_variant, to_config_dict
+
+
+def get_config(variant: str = ""):
+    parts = parse_variant(variant, ("debug", *TRANSFORMER_PRESETS))
+    size = next((part for part in TRANSFORMER_PRESETS if part in parts), "700m")
+    job = LanguageModelJob(
+        init_from="../stage1",
+        model=dataclasses.replace(TRANSFORMER_PRESETS[size], remat="full"),
+        data=DataConfig(num_frames=17, image_share=0.2),
+        loss=LossConfig(early_weight=0.0),
+        train=TrainConfig(num_steps=200_000),
+    )
+    if "debug" in parts:
+        job = dataclasses.replace(
+            job,
+            init_from="",
+            allow_untrained_tokenizer=True,
+            tokenizer=DEBUG_TOKENIZER,
+            model=DEBUG_TRANSFORMER,
+            data=dataclasses.replace(job.data, frame_size=32, num_clips=16, num_images=16, max_text_ids=32),
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+            train=TrainConfig(num_steps=6, batch_size=8, log_every=2, checkpoint_every=3, eval_every=6, eval_batches=1),
+        )
+    return to_config_dict(job)

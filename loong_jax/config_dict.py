@@ -1,0 +1,81 @@
+"""Jobs to ConfigDicts and back: what ``configs/`` hands to ``main``, and what config.json holds. Imports only config."""
+
+import dataclasses
+import math
+import typing
+from typing import Any
+
+import ml_collections
+
+from loong_jax.config import JOBS, ConfigError, Job, require, require_choice
+
+
+def parse_variant(variant: str, allowed: tuple[str, ...]) -> set[str]:
+    """Split what follows the colon of ``--config=configs/NAME.py:a,b``.
+
+    Raises:
+        ConfigError: a part is not in ``allowed``.
+    """
+    parts = {part for part in variant.split(",") if part}
+    for part in sorted(parts):
+        require_choice("the config's variant", part, allowed)
+    return parts
+
+
+def to_config_dict(job: Any) -> ml_collections.ConfigDict:
+    """Return ``job`` as a ConfigDict that ``--config.field=value`` can override."""
+    return ml_collections.ConfigDict(
+        {
+            field.name: to_config_dict(value) if dataclasses.is_dataclass(value) else value
+            for field in dataclasses.fields(job)
+            for value in [getattr(job, field.name)]
+        }
+    )
+
+
+def from_config_dict(values: Any) -> Job:
+    """Return the job that ``values`` (a ConfigDict or nested dict, as read from config.json) describes.
+
+    Raises:
+        ConfigError: a field is unknown, has the wrong type, or an impossible value.
+    """
+    values = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
+    require_choice("task", values.get("task"), tuple(JOBS))
+    return _build(JOBS[values["task"]], values, "")
+
+
+def _build(cls: type, values: dict, prefix: str) -> Any:
+    types = typing.get_type_hints(cls)
+    unknown = [name for name in values if name not in types]
+    if unknown:
+        raise ConfigError(f"{prefix}{unknown[0]} is not a field: {cls.__name__} has {', '.join(types)}.")
+    kwargs = {}
+    for name, value in values.items():
+        kwargs[name] = (
+            _build(types[name], value, f"{prefix}{name}.")
+            if dataclasses.is_dataclass(types[name])
+            else _checked(types[name], value, f"{prefix}{name}")
+        )
+    try:
+        return cls(**kwargs)
+    except ConfigError as error:
+        raise ConfigError(f"In {prefix or 'config.'}: {error}") from None
+
+
+def _checked(expected: type, value: Any, field: str) -> Any:
+    if typing.get_origin(expected) is tuple:
+        ok = isinstance(value, (tuple, list)) and all(isinstance(item, int) for item in value)
+        require(ok, field, value, "it must be a tuple of integers")
+        return tuple(value)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    ok = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+    require(ok, field, value, f"it must be of type {expected.__name__}")
+    if expected is float:
+        require(math.isfinite(value), field, value, "it must be finite")
+    return value
+
+
+def to_json_dict(job: Any) -> dict:
+    """Return ``job`` as plain nested dicts, ready for json."""
+    return dataclasses.asdict(job)

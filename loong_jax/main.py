@@ -1,0 +1,79 @@
+"""The command line: ``python -m loong_jax.main --config=configs/NAME.py[:variant] --workdir=DIR [--config.field=value]``.
+
+Parses flags, turns the ConfigDict into a job, writes ``<workdir>/config.json`` and runs the job.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from loong_jax.config import DemoJob, Job, LanguageModelJob, SampleJob, TokenizerJob
+from loong_jax.config_dict import from_config_dict, to_json_dict
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, e.g. configs/stage2.py:debug.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
+
+
+def run_job(job: Job, workdir: Path) -> None:
+    """Run ``job`` in ``workdir``; what an earlier run has finished there is not done again."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(json.dumps(to_json_dict(job), indent=2) + "\n")
+    # Imported here, so that a mistake in the settings is found before JAX starts.
+    match job:
+        case TokenizerJob():
+            from loong_jax.training.tokenizer_job import train_tokenizer
+
+            train_tokenizer(job, workdir)
+        case LanguageModelJob():
+            from loong_jax.training.lm_job import train_language_model
+
+            train_language_model(job, workdir)
+        case SampleJob():
+            from loong_jax.sample import run_sample
+
+            run_sample(job, workdir)
+        case DemoJob():
+            from loong_jax.demo import run_demo
+
+            run_demo(job, workdir)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, but a mistake in the settings is one sentence rather than a traceback."""
+    try:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is None or _WORKDIR.value is None:
+            raise ValueError("Both --config=configs/NAME.py and --workdir=DIR are needed.")
+        return rest
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _fail(error)
+
+
+def _main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.ERROR)  # the libraries' own notes; progress is printed
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"{argv[1]!r} is not a flag: settings are written --config.field=value.")
+        run_job(from_config_dict(_CONFIG.value), Path(_WORKDIR.value))
+    except ValueError as error:
+        if flags.FLAGS.pdb:
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run() -> None:
+    """Entry point."""
+    app.run(_main, flags_parser=_parse_flags)
+
+
+if __name__ == "__main__":
+    run()

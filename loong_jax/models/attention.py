@@ -1,0 +1,31 @@
+"""Attention and its masks. True in a mask means: attend."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def attention(
+    query: Float[Array, "b t n h"],
+    key: Float[Array, "b s k h"],
+    value: Float[Array, "b s k h"],
+    mask: Bool[Array, "b t s"],
+) -> Float[Array, "b t n h"]:
+    """Scaled dot-product attention; n query heads share k key-value heads (n a multiple of k); softmax in float32.
+
+    A query that may attend nothing (padding) gets the mean of all values.
+    """
+    b, t, n, h = query.shape
+    grouped = query.reshape(b, t, key.shape[2], -1, h)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32) * h**-0.5
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(b, t, n, h)
+
+
+def causal_segment_mask(segment_ids: Int[Array, "b t"]) -> Bool[Array, "b t t"]:
+    """Attend to earlier places and oneself, in the same segment; segment 0 is padding and is never attended."""
+    length = segment_ids.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return causal[None] & same & (segment_ids > 0)[:, None, :]

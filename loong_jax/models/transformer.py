@@ -1,0 +1,190 @@
+"""The language model: LLaMA (arXiv 2302.13971) over one vocabulary of text, video and special ids.
+
+Parameters leave the module as a nested dict (``init_params``) and come back with ``nnx.merge(graphdef, params)``.
+The model knows ids and columns; which of them are video is its caller's business.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from loong_jax.config import TransformerConfig
+from loong_jax.models.attention import attention, causal_segment_mask
+from loong_jax.models.kv_cache import KVCache
+from loong_jax.models.layers import rms_norm, rope, swiglu
+from loong_jax.sharding import constrain
+
+_INIT_STDDEV = 0.02
+# Tables are this many rows longer than the vocabulary at most, so that any reasonable mesh divides them.
+_VOCAB_MULTIPLE = 128
+
+_REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+
+
+class Blocks(nnx.Module):
+    """All layers: every parameter is stacked over them on its first axis."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        layers, d, f = config.num_layers, config.model_dim, config.mlp_dim
+        n, k, h = config.num_heads, config.num_kv_heads, config.head_dim
+
+        def normal(*shape, axes):
+            values = _INIT_STDDEV * jax.random.normal(rngs.params(), (layers, *shape))
+            return nnx.Param(values, logical_axes=("layers", *axes))
+
+        def ones():
+            return nnx.Param(jnp.ones((layers, d)), logical_axes=("layers", None))
+
+        self.attention_norm = ones()
+        self.query = normal(d, n, h, axes=("embed", "heads", None))
+        self.key = normal(d, k, h, axes=("embed", "kv_heads", None))
+        self.value = normal(d, k, h, axes=("embed", "kv_heads", None))
+        self.output = normal(n, h, d, axes=("heads", None, "embed"))
+        self.mlp_norm = ones()
+        self.gate = normal(d, f, axes=("embed", "mlp"))
+        self.up = normal(d, f, axes=("embed", "mlp"))
+        self.down = normal(f, d, axes=("mlp", "embed"))
+
+
+class Transformer(nnx.Module):
+    """Embedding, layers, final norm and an untied head."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.config = config
+        rows, d = padded_vocab(config), config.model_dim
+        table = _INIT_STDDEV * jax.random.normal(rngs.params(), (rows, d))
+        head = _INIT_STDDEV * jax.random.normal(rngs.params(), (d, rows))
+        self.embedding = nnx.Param(table, logical_axes=("vocab", "embed"))
+        self.blocks = Blocks(config, rngs)
+        self.final_norm = nnx.Param(jnp.ones(d), logical_axes=(None,))
+        self.head = nnx.Param(head, logical_axes=("embed", "vocab"))
+
+    def hidden(
+        self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"]
+    ) -> Float[Array, "b t d"]:
+        """Final hidden states of whole sequences, each place seeing its own segment up to itself."""
+        mask = causal_segment_mask(segment_ids)
+        layers = _layer_params(self.blocks, self.compute_dtype)
+
+        def layer(x, params):
+            attended = self._attend(x, params, positions, lambda q, k, v: attention(q, k, v, mask))
+            return self._mlp(attended, params), None
+
+        if self.config.remat != "none":
+            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.config.remat])
+        x = self._embed(tokens)
+        if self.config.scan_layers:
+            x, _ = jax.lax.scan(layer, x, layers)
+        else:
+            for index in range(self.config.num_layers):
+                x, _ = layer(x, jax.tree.map(lambda p, index=index: p[index], layers))
+        return self._norm(x)
+
+    def logits(self, hidden: Float[Array, "... d"], start: int, stop: int) -> Float[Array, "... v"]:
+        """Scores of the ids [start, stop), in float32; the other columns of the head are not touched."""
+        head = self.head[...][:, start:stop].astype(self.compute_dtype)
+        return jnp.einsum("...d,dv->...v", hidden, head, preferred_element_type=jnp.float32)
+
+    def extend(
+        self,
+        tokens: Int[Array, "r t"],
+        positions: Int[Array, "r t"],
+        valid: Bool[Array, "r t"],
+        cache: KVCache,
+        slot: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "r t d"], KVCache]:
+        """Write tokens into the slots from ``slot`` on and return their hidden states and the new cache.
+
+        A token sees the valid slots up to its own. With many tokens this is prefill, with one it is a decoding step.
+        The layers run in a loop over the stacked parameters with the cache as its carry, so that it is changed in place.
+        """
+        t = tokens.shape[1]
+        cache_valid = jax.lax.dynamic_update_slice(cache.valid, valid, (0, slot))
+        slots = jnp.arange(cache.valid.shape[1])
+        mask = cache_valid[:, None, :] & (slots[None, None, :] <= slot + jnp.arange(t)[None, :, None])
+        layers = _layer_params(self.blocks, self.compute_dtype)
+
+        def layer(index, carry):
+            x, keys, values = carry
+            params = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
+
+            def attend(query, key, value):
+                nonlocal keys, values
+                place = (index, 0, slot, 0, 0)
+                keys = jax.lax.dynamic_update_slice(keys, key[None].astype(keys.dtype), place)
+                values = jax.lax.dynamic_update_slice(values, value[None].astype(values.dtype), place)
+                stored = (jax.lax.dynamic_index_in_dim(part, index, keepdims=False) for part in (keys, values))
+                return attention(query, *(part.astype(query.dtype) for part in stored), mask)
+
+            attended = self._attend(x, params, positions, attend)
+            return self._mlp(attended, params), keys, values
+
+        carry = self._embed(tokens), cache.keys, cache.values
+        x, keys, values = jax.lax.fori_loop(0, self.config.num_layers, layer, carry)
+        return self._norm(x), KVCache(keys, values, cache_valid)
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        return compute_dtype(self.config)
+
+    def _embed(self, tokens):
+        return constrain(self.embedding[...].astype(self.compute_dtype)[tokens], "batch", "length", None)
+
+    def _norm(self, x):
+        return rms_norm(x, self.final_norm[...], self.config.norm_eps)
+
+    def _attend(self, x, params, positions, attend):
+        normal = rms_norm(x, params["attention_norm"], self.config.norm_eps)
+        query, key, value = (jnp.einsum("btd,dnh->btnh", normal, params[name]) for name in ("query", "key", "value"))
+        query, key = (rope(part, positions, self.config.rope_theta) for part in (query, key))
+        out = jnp.einsum("btnh,nhd->btd", attend(query, key, value), params["output"])
+        return constrain(x + out, "batch", "length", None)
+
+    def _mlp(self, x, params):
+        normal = rms_norm(x, params["mlp_norm"], self.config.norm_eps)
+        out = swiglu(normal, params["gate"], params["up"], params["down"])
+        return constrain(x + out, "batch", "length", None)
+
+
+def _layer_params(blocks: Blocks, dtype: jnp.dtype) -> dict[str, Array]:
+    """The stacked parameters as a dict, matrices in the compute dtype and norm scales in float32."""
+    params = nnx.to_pure_dict(nnx.state(blocks))
+    return {name: value if name.endswith("norm") else value.astype(dtype) for name, value in params.items()}
+
+
+def compute_dtype(config: TransformerConfig) -> jnp.dtype:
+    """float32 or bfloat16; "auto" is float32 on CPU, bfloat16 elsewhere."""
+    if config.compute_dtype == "auto":
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    return jnp.dtype(config.compute_dtype)
+
+
+def padded_vocab(config: TransformerConfig) -> int:
+    """Rows of the embedding table: the vocabulary rounded up; the rows past it are never used."""
+    return -(-config.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+
+
+def abstract_params(config: TransformerConfig) -> tuple[nnx.GraphDef, dict]:
+    """The module's structure and the shapes of its parameters, without allocating any."""
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def init_params(config: TransformerConfig, key: jax.Array) -> dict:
+    """Fresh parameters as a nested dict of float32 arrays; to be jitted with out_shardings for large models."""
+    return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(key))))
+
+
+def logical_axes(config: TransformerConfig) -> dict:
+    """Logical axis names of every parameter, in the structure of ``init_params``."""
+    state = nnx.state(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
+    axes = jax.tree.map(lambda p: p.logical_axes, state, is_leaf=lambda p: isinstance(p, nnx.Variable))
+    return nnx.to_pure_dict(axes)
+
+
+def count_params(params: Any) -> int:
+    """Number of parameters in a tree of arrays or shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,109 @@
+"""The compiled decoder: prefill in parallel, then one loop that samples code after code with the cache in place."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from loong_jax import sharding
+from loong_jax.config import TransformerConfig
+from loong_jax.models import transformer
+from loong_jax.models.kv_cache import KVCache
+from loong_jax.sampling.logits import SamplingRule, choose, guide
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """Two jitted functions and the cache they share, for a fixed number of rows and slots.
+
+    Rows are prompts; with guidance each prompt has two adjacent rows, conditional and null-text, so that a batch cut over
+    devices keeps the pair together.
+
+    ``prefill(params, cache, tokens, positions, valid) -> (cache, logits)``: left-padded prompts [rows, prompt_slots].
+    ``decode(params, cache, logits, positions, num_steps, keys, rule) -> (cache, codes)``: codes int32 [batch, max_steps],
+    of which the first ``num_steps`` (a traced number) are sampled; ``positions`` [rows] is where the first of them goes.
+    Both donate the cache.
+    """
+
+    prefill: Callable[..., tuple[KVCache, Float[Array, "rows v"]]]
+    decode: Callable[..., tuple[KVCache, Int[Array, "batch max_steps"]]]
+    new_cache: Callable[[], KVCache]
+
+
+def make_decoder(
+    config: TransformerConfig, mesh: Mesh, *, batch: int, is_guided: bool, prompt_slots: int, max_steps: int
+) -> Decoder:
+    """Build the decoder for ``batch`` prompts; nothing is compiled until it is called.
+
+    Raises:
+        ConfigError: the mesh does not divide the rows or heads.
+        ValueError: prompt and codes are longer than the model's max_length.
+    """
+    slots = prompt_slots + max_steps
+    if slots > config.max_length:
+        raise ValueError(
+            f"A prompt of {prompt_slots} and {max_steps} video ids need {slots} places, but the model was made for "
+            f"{config.max_length}: use a shorter clip or prompt."
+        )
+    graphdef, _ = transformer.abstract_params(config)
+    rows = batch * (2 if is_guided else 1)
+    dtype = transformer.compute_dtype(config)
+    cache_shardings = KVCache.shardings(mesh, config, rows, slots)
+    by_row = sharding.named_sharding(mesh, ("batch", None), (rows, config.num_video_ids), "logits")
+    by_prompt = sharding.named_sharding(mesh, ("batch", None), (batch, max_steps), "codes")
+    first = config.num_text_ids
+
+    def video_logits(model, hidden: Float[Array, "rows d"]) -> Float[Array, "rows v"]:
+        return model.logits(hidden, first, first + config.num_video_ids)
+
+    @partial(jax.jit, donate_argnums=1, out_shardings=(cache_shardings, by_row))
+    def prefill(
+        params: Any,
+        cache: KVCache,
+        tokens: Int[Array, "rows p"],
+        positions: Int[Array, "rows p"],
+        valid: Bool[Array, "rows p"],
+    ):
+        model = nnx.merge(graphdef, params)
+        hidden, cache = model.extend(tokens, positions, valid, cache, 0)
+        return cache, video_logits(model, hidden[:, -1])
+
+    @partial(jax.jit, donate_argnums=1, out_shardings=(cache_shardings, by_prompt))
+    def decode(
+        params: Any,
+        cache: KVCache,
+        logits: Float[Array, "rows v"],
+        positions: Int[Array, " rows"],
+        num_steps: Int[Array, ""],
+        keys: Array,
+        rule: SamplingRule,
+    ):
+        model = nnx.merge(graphdef, params)
+
+        def step(index, carry):
+            cache, logits, codes = carry
+            if is_guided:
+                pairs = logits.reshape(batch, 2, -1)
+                logits = guide(pairs[:, 0], pairs[:, 1], rule.guidance_scale)
+            code = choose(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, rule)
+            codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, index))
+            tokens = (first + code).repeat(rows // batch)[:, None]
+            hidden, cache = model.extend(
+                tokens, (positions + index)[:, None], jnp.ones_like(tokens, bool), cache, prompt_slots + index
+            )
+            return cache, video_logits(model, hidden[:, 0]), codes
+
+        codes = jnp.zeros((batch, max_steps), jnp.int32)
+        cache, _, codes = jax.lax.fori_loop(0, num_steps, step, (cache, logits, codes))
+        return cache, codes
+
+    def new_cache() -> KVCache:
+        return jax.jit(lambda: KVCache.zeros(config, rows, slots, dtype), out_shardings=cache_shardings)()
+
+    return Decoder(prefill, decode, new_cache)

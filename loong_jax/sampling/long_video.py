@@ -1,0 +1,125 @@
+"""Video of any length: rounds of one clip each, every round starting from the re-encoded last frames of the one before.
+
+Re-encoding (Loong section 3.4): ids from the middle of a clip were made with knowledge of the frames before them, so they
+are not what a clip starts with. The last frames are therefore decoded to pixels and encoded again as if a clip began
+there, and the model continues from the text and these ids.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from loong_jax.config import ConfigError, SamplingConfig, TransformerConfig
+from loong_jax.data.sequences import prompt_ids
+from loong_jax.sampling.decode import make_decoder
+from loong_jax.sampling.logits import SamplingRule
+from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
+from loong_jax.vocab import LatentGrid, Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A language model and its tokenizer, ready to roll out clips of ``grid``."""
+
+    model: TransformerConfig
+    params: Any
+    tokenizer: VideoTokenizer
+    grid: LatentGrid  # of the clips the model was trained on
+    max_text_ids: int
+    mesh: Mesh
+
+    def roll_out(
+        self,
+        texts: list[list[int]],
+        num_frames: int,
+        seeds: list[int],
+        sampling: SamplingConfig,
+        start: np.ndarray | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Sample one video per text, yielding the new frames of each round, uint8 [batch, frames, height, width, 3].
+
+        Args:
+            texts: ids of each prompt.
+            num_frames: frames of the whole video; the last round is cut to it.
+            seeds: one per prompt; a prompt and its seed give the same video whatever else is in the batch.
+            start: frames to continue from, uint8 [batch, 1 + m x temporal_factor, height, width, 3], not yielded again.
+        """
+        config = self.tokenizer.config
+        kept_latents = config.latent_frames(sampling.reencode_frames)
+        if kept_latents >= self.grid.frames:
+            raise ConfigError(
+                f"sampling.reencode_frames={sampling.reencode_frames} leaves no room for new frames in a clip of "
+                f"{config.pixel_frames(self.grid.frames)}: choose fewer."
+            )
+        clips = _ClipSampler(self, texts, sampling, kept_latents)
+        done, prefix = 0, start
+        for round_id in range(10**9):
+            keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), round_id) for seed in seeds])
+            known = None if prefix is None else self.tokenizer.encode(prefix)
+            video = self.tokenizer.decode(clips.sample(known, keys))
+            new = video if prefix is None else video[:, prefix.shape[1] :]
+            yield new[:, : num_frames - done]
+            done += new.shape[1]
+            if done >= num_frames:
+                return
+            prefix = video[:, -sampling.reencode_frames :]
+
+
+class _ClipSampler:
+    """Samples the ids of one clip per prompt; compiled once for all rounds."""
+
+    def __init__(self, generator: Generator, texts: list[list[int]], sampling: SamplingConfig, kept_latents: int):
+        self._grid, self._params = generator.grid, generator.params
+        self._vocabulary = Vocabulary(generator.model.num_text_ids, generator.model.num_video_ids)
+        is_guided = sampling.guidance_scale != 1
+        self._prompts = [
+            prompt_ids(ids, self._vocabulary)
+            for text in texts
+            for ids in ([text[: generator.max_text_ids], None] if is_guided else [text[: generator.max_text_ids]])
+        ]
+        self._repeats = 2 if is_guided else 1
+        num_markers = 3
+        self._prompt_slots = generator.max_text_ids + num_markers + kept_latents * self._grid.ids_per_frame
+        self._decoder = make_decoder(
+            generator.model,
+            generator.mesh,
+            batch=len(texts),
+            is_guided=is_guided,
+            prompt_slots=self._prompt_slots,
+            max_steps=self._grid.num_ids,
+        )
+        self._rule = SamplingRule.create(sampling)
+        self._cache = self._decoder.new_cache()
+
+    def sample(self, known: np.ndarray | None, keys: jax.Array) -> np.ndarray:
+        """Ids [batch, frames, h, w] of a clip whose first latent frames are ``known`` [batch, n, h, w]."""
+        batch = len(keys)
+        if known is None:
+            known = np.zeros((batch, 0, self._grid.height, self._grid.width), np.int32)
+        known = known.reshape(batch, -1)
+        num_steps = self._grid.num_ids - known.shape[1]
+        rows = (self._vocabulary.video_start + known).repeat(self._repeats, axis=0)
+        tokens, positions, valid, following = self._left_padded(
+            [[*prompt, *row] for prompt, row in zip(self._prompts, rows, strict=True)]
+        )
+        cache, logits = self._decoder.prefill(self._params, self._cache, tokens, positions, valid)
+        self._cache, codes = self._decoder.decode(
+            self._params, cache, logits, following, jnp.int32(num_steps), keys, self._rule
+        )
+        codes = np.concatenate([known, np.asarray(codes)[:, :num_steps]], axis=1)
+        return codes.reshape(batch, self._grid.frames, self._grid.height, self._grid.width)
+
+    def _left_padded(self, sequences: list[list[int]]) -> tuple[np.ndarray, ...]:
+        """Tokens, positions and validity [rows, prompt_slots], and the position that follows each row."""
+        tokens = np.full((len(sequences), self._prompt_slots), self._vocabulary.special("pad"), np.int32)
+        positions, valid = np.zeros_like(tokens), np.zeros_like(tokens, bool)
+        for row, sequence in enumerate(sequences):
+            tokens[row, -len(sequence) :] = sequence
+            positions[row, -len(sequence) :] = np.arange(len(sequence))
+            valid[row, -len(sequence) :] = True
+        return tokens, positions, valid, np.array([len(sequence) for sequence in sequences], np.int32)

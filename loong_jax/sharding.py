@@ -1,0 +1,116 @@
+"""The device mesh, the table from logical axes to mesh axes, and placement. The only owner of mesh-axis names.
+
+Arrays are described by logical axis names ("embed", "mlp", "batch", ...); ``RULES`` says which mesh axis each one is
+cut over. Imports only config.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from loong_jax.config import ConfigError, MeshConfig
+
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+
+# Logical axis -> mesh axes. What is not named here, or is None in an array's axes, is whole on every device.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": ("sequence",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "conv_out": ("fsdp",),
+}
+
+LogicalAxes = tuple[str | None, ...]
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+    """Build the four-axis mesh over ``devices`` (all of them by default).
+
+    Raises:
+        ConfigError: the axis sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, name) for name in MESH_AXES]
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if -1 in sizes or math.prod(sizes) != len(devices):
+        asked = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
+        raise ConfigError(
+            f"The mesh ({asked}) does not fit {len(devices)} devices: the sizes must multiply to {len(devices)}; "
+            "set one axis to -1 to let it take the rest, e.g. --config.mesh.fsdp=-1."
+        )
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+
+
+def partition_spec(axes: LogicalAxes) -> PartitionSpec:
+    """Translate logical axes into a PartitionSpec by ``RULES``."""
+    unknown = [axis for axis in axes if axis is not None and axis not in RULES and axis != "layers"]
+    if unknown:
+        raise ValueError(f"Logical axis {unknown[0]!r} is not in sharding.RULES: {', '.join(RULES)}.")
+    entries = [RULES.get(axis) if axis is not None else None for axis in axes]
+    used = [name for entry in entries if entry for name in entry]
+    if len(used) != len(set(used)):
+        raise ValueError(f"Logical axes {axes} use a mesh axis twice: {entries}.")
+    return PartitionSpec(*entries)
+
+
+def named_sharding(mesh: Mesh, axes: LogicalAxes, shape: tuple[int, ...], name: str = "array") -> NamedSharding:
+    """The sharding of an array of ``shape`` whose axes are ``axes``.
+
+    Raises:
+        ConfigError: a dimension is not a multiple of the devices it is cut over; ``name`` says which array.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"{name} has shape {shape} but logical axes {axes}.")
+    for dim, (size, axis) in enumerate(zip(shape, axes, strict=True)):
+        entry = RULES.get(axis, ())
+        parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in entry)
+        if size % parts:
+            raise ConfigError(
+                f"{name} of shape {shape} cannot be cut into {parts} along axis {dim} ({axis}, mesh axes "
+                f"{', '.join(entry)}): choose mesh sizes that divide {size}, or change the size."
+            )
+    return NamedSharding(mesh, partition_spec(axes))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def tree_shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:
+    """Shardings for a tree of arrays or ShapeDtypeStructs, given a tree of logical axes of the same structure."""
+    paths = jax.tree_util.tree_flatten_with_path(abstract)[0]
+    axes_leaves = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+    leaves = [
+        named_sharding(mesh, leaf_axes, leaf.shape, jax.tree_util.keystr(path, simple=True, separator="."))
+        for (path, leaf), leaf_axes in zip(paths, axes_leaves, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Cut the activation ``x`` by its logical axes; outside a mesh (``jax.set_mesh``) it is returned as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Place a host batch on the mesh, cut over its first axis.
+
+    Every process passes its own rows; arrays are [rows, ...].
+    """
+    spec = partition_spec(("batch",))
+    return {
+        name: jax.make_array_from_process_local_data(NamedSharding(mesh, spec), value) for name, value in batch.items()
+    }

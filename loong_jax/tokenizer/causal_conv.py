@@ -1,0 +1,172 @@
+"""Convolutions that never look at a later frame, and the layers made of them.
+
+Every layer is called as ``layer(x, past) -> (y, past)``. ``past`` is what the layer must remember of the frames before
+``x``: ``None`` at the start of a video, else what the call on the frames before returned. Its shape never depends on
+how many frames went by, so a video of any length is processed in chunks of constant memory, with the result of the
+whole. The first chunk of a video has ``1 + stride * m`` frames, each later one ``stride * m``.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Past = Any  # a pytree of arrays; None at the start of a video
+
+
+class CausalConv3d(nnx.Module):
+    """3D convolution padded in front in time, and "SAME" in space.
+
+    The kernel starts with all its weight on the newest frame ("inflated", MAGVIT-v2 appendix A.2): trained on single
+    frames it is a 2D convolution, and a video model starts as that image model applied to every frame.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: tuple[int, int, int] = (3, 3, 3),
+        strides: tuple[int, int, int] = (1, 1, 1),
+        use_bias: bool = True,
+        out_axis: str | None = "conv_out",
+        compute_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.strides = strides
+        self.compute_dtype = compute_dtype
+        newest = nnx.initializers.lecun_normal()(rngs.params(), (*kernel_size[1:], in_channels, out_channels))
+        older = jnp.zeros((kernel_size[0] - 1, *newest.shape))
+        self.kernel = nnx.Param(jnp.concatenate([older, newest[None]]), logical_axes=(None, None, None, None, out_axis))
+        self.bias = nnx.Param(jnp.zeros(out_channels), logical_axes=(out_axis,)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "b t h w c"], past: Past = None) -> tuple[Float[Array, "b t2 h2 w2 c2"], Past]:
+        kernel = self.kernel[...].astype(self.compute_dtype)
+        stride, memory = self.strides[0], kernel.shape[0] - 1
+        x = x.astype(self.compute_dtype)
+        if past is None:
+            past = jnp.zeros((x.shape[0], memory, *x.shape[2:]), x.dtype)
+            # At the start of a video the oldest taps of the kernel may meet nothing but padding.
+            num_outputs = (x.shape[1] - 1) // stride + 1
+            idle = max(0, memory - stride * (num_outputs - 1))
+            frames, kernel = jnp.concatenate([past[:, idle:], x], axis=1), kernel[idle:]
+        else:
+            # The window of the next output starts a stride after the last one's, past the oldest remembered frames.
+            frames = jnp.concatenate([past[:, stride - 1 :], x], axis=1)
+        y = jax.lax.platform_dependent(
+            frames,
+            kernel,
+            cpu=lambda frames, kernel: _convolve_by_taps(frames, kernel, self.strides),
+            default=lambda frames, kernel: _convolve(frames, kernel, self.strides),
+        )
+        if self.bias is not None:
+            y = y + self.bias[...].astype(y.dtype)[None, None, None, None]
+        remembered = jnp.concatenate([past, x], axis=1)[:, x.shape[1] :]
+        return y, remembered
+
+
+def _convolve(frames, kernel, strides):
+    padding = ((0, 0), *jax.lax.padtype_to_pads(frames.shape[2:4], kernel.shape[1:3], strides[1:], "SAME"))
+    return jax.lax.conv_general_dilated(frames, kernel, strides, padding, dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
+
+
+def _convolve_by_taps(frames, kernel, strides):
+    """The same convolution as a sum of 2D ones: XLA's 3D convolution on CPU runs at half their speed or less."""
+    num_outputs = (frames.shape[1] - kernel.shape[0]) // strides[0] + 1
+    y = 0.0
+    for tap in range(kernel.shape[0]):
+        x = frames[:, tap : tap + (num_outputs - 1) * strides[0] + 1 : strides[0]]
+        y = y + jax.lax.conv_general_dilated(
+            x.reshape(-1, *x.shape[2:]), kernel[tap], strides[1:], "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    return y.reshape(frames.shape[0], num_outputs, *y.shape[1:])
+
+
+class FrameNorm(nnx.Module):
+    """Group normalization over each frame alone, then swish if ``activate``; remembers nothing.
+
+    Statistics over time would leak later frames into earlier ones.
+    """
+
+    def __init__(self, channels: int, groups: int, *, activate: bool, rngs: nnx.Rngs):
+        self.groups = groups
+        self.activate = activate
+        self.scale = nnx.Param(jnp.ones(channels), logical_axes=(None,))
+        self.bias = nnx.Param(jnp.zeros(channels), logical_axes=(None,))
+
+    def __call__(self, x: Float[Array, "b t h w c"], past: Past = None) -> tuple[Float[Array, "b t h w c"], Past]:
+        b, t, h, w, c = x.shape
+        grouped = x.astype(jnp.float32).reshape(b, t, h * w, self.groups, c // self.groups)
+        mean = grouped.mean(axis=(2, 4), keepdims=True)
+        variance = jnp.square(grouped - mean).mean(axis=(2, 4), keepdims=True)
+        normal = ((grouped - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
+        y = normal * self.scale[...].reshape(1, 1, 1, 1, c) + self.bias[...].reshape(1, 1, 1, 1, c)
+        return (jax.nn.swish(y) if self.activate else y).astype(x.dtype), ()
+
+
+class ResBlock(nnx.Module):
+    """Norm, swish, convolution, twice, around a skip (paper.md 2.3)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        *,
+        remat: bool,
+        compute_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        conv = dict(use_bias=False, compute_dtype=compute_dtype, rngs=rngs)
+        self.remat = remat
+        self.body = CausalStack(
+            [
+                FrameNorm(in_channels, groups, activate=True, rngs=rngs),
+                CausalConv3d(in_channels, out_channels, **conv),
+                FrameNorm(out_channels, groups, activate=True, rngs=rngs),
+                CausalConv3d(out_channels, out_channels, **conv),
+            ]
+        )
+        self.skip = (
+            CausalConv3d(in_channels, out_channels, kernel_size=(1, 1, 1), **conv)
+            if in_channels != out_channels
+            else None
+        )
+
+    def __call__(self, x: Float[Array, "b t h w c"], past: Past = None) -> tuple[Float[Array, "b t h w c2"], Past]:
+        body = jax.checkpoint(lambda module, x, past: module(x, past)) if self.remat else CausalStack.__call__
+        y, past = body(self.body, x, past)
+        skip = x if self.skip is None else self.skip(x)[0]
+        return skip + y, past
+
+
+class Upsample(nnx.Module):
+    """Nearest-neighbour repetition, then a convolution; in time the first frame stays one frame."""
+
+    def __init__(self, channels: int, strides: tuple[int, int, int], *, compute_dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.strides = strides
+        self.conv = CausalConv3d(channels, channels, compute_dtype=compute_dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t h w c"], past: Past = None) -> tuple[Float[Array, "b t2 h2 w2 c"], Past]:
+        time, height, width = self.strides
+        x = x.repeat(time, axis=1).repeat(height, axis=2).repeat(width, axis=3)
+        if past is None:
+            x = x[:, time - 1 :]
+        return self.conv(x, past)
+
+
+class CausalStack(nnx.Module):
+    """Layers one after the other; remembers what each of them does, in order."""
+
+    def __init__(self, layers: list[nnx.Module]):
+        self.layers = nnx.List(layers)
+
+    def __call__(self, x: Float[Array, "b t h w c"], past: Past = None) -> tuple[Float[Array, "b t2 h2 w2 c2"], Past]:
+        pasts = [None] * len(self.layers) if past is None else past
+        remembered = []
+        for layer, layer_past in zip(self.layers, pasts, strict=True):
+            x, layer_past = layer(x, layer_past)
+            remembered.append(layer_past)
+        return x, remembered

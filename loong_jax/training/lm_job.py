@@ -1,0 +1,153 @@
+"""Train one stage of the language model: from a LanguageModelJob to a workdir with checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from loong_jax import checkpoint, sharding
+from loong_jax.config import LanguageModelJob, LossConfig
+from loong_jax.config_dict import to_json_dict
+from loong_jax.data.loader import Batches, language_model_batches
+from loong_jax.data.sequences import static_length
+from loong_jax.data.text import TextTokenizer
+from loong_jax.data.token_cache import TokenCache
+from loong_jax.models import transformer
+from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
+from loong_jax.training import loop
+from loong_jax.training.lm_step import make_eval_step, make_train_step
+from loong_jax.training.metrics import say
+from loong_jax.training.optimizer import make_optimizer
+from loong_jax.training.state import TrainState, create_state
+from loong_jax.training.tokenize import tokenize
+from loong_jax.vocab import Vocabulary
+
+
+def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path | None = None) -> Any:
+    """Train, or go on training, in ``workdir``; returns the trained parameters.
+
+    Args:
+        job: the settings.
+        workdir: where checkpoints and metrics go.
+        token_dir: where the ids of the frozen tokenizer are kept; ``<workdir>/tokens`` by default.
+
+    Raises:
+        ValueError: the tokenizer or the stage before is missing or does not fit, or the data cannot be read.
+    """
+    mesh = sharding.make_mesh(job.mesh)
+    tokenizer = find_tokenizer(job, workdir)
+    check_fits(job, tokenizer)
+    frames = tokenizer.config.latent_frames(job.data.num_frames)
+    train, test = _batches(job, tokenizer, frames, token_dir or workdir / "tokens")
+    optimizer = make_optimizer(job.optimizer, job.train.num_steps)
+    state, shardings = create_state(
+        lambda key: transformer.init_params(job.model, key),
+        transformer.logical_axes(job.model),
+        optimizer,
+        mesh,
+        jax.random.key(job.seed),
+    )
+    if job.init_from:
+        state = _start_from(state, (workdir / job.init_from).resolve())
+    eval_step = make_eval_step(job, frames)
+    stream = test.iterate(0)
+    held_out = [next(stream) for _ in range(job.train.eval_batches)]
+
+    def evaluate(state: TrainState) -> dict:
+        results = [eval_step(state.params, sharding.shard_batch(mesh, batch)) for batch in held_out]
+        return jax.tree.map(lambda *values: sum(values) / len(values), *results)
+
+    state = loop.run(
+        loop.Training(
+            title=workdir.name,
+            workdir=workdir,
+            config=job.train,
+            mesh=mesh,
+            state=state,
+            step=make_train_step(job, frames, optimizer, shardings, mesh),
+            batches=train.iterate,
+            evaluate=evaluate,
+            shown=("loss", "accuracy"),
+            meta={"config": to_json_dict(job), "tokenizer_fingerprint": tokenizer.fingerprint},
+        )
+    )
+    return state.params
+
+
+def find_tokenizer(job: LanguageModelJob, workdir: Path) -> VideoTokenizer:
+    """The frozen tokenizer that ``job`` names; a random one where that is missing and the job allows it."""
+    path = (workdir / job.tokenizer_path).resolve()
+    if job.allow_untrained_tokenizer and not path.is_dir():
+        say(f"no tokenizer in {path}: using a random one, which is good for debugging only")
+        return VideoTokenizer.untrained(job.tokenizer)
+    if not path.is_dir():
+        raise ValueError(
+            f"There is no trained tokenizer in {path}: train one with "
+            f"`python -m loong_jax.main --config=configs/tokenizer.py --workdir={path}`, "
+            "or name another with --config.tokenizer_path=DIR (relative to the workdir)."
+        )
+    return VideoTokenizer.load(path)
+
+
+def check_fits(job: LanguageModelJob, tokenizer: VideoTokenizer) -> None:
+    """Raise ValueError where the tokenizer's ids do not fit the model's vocabulary or length."""
+    num_codes = tokenizer.config.quantizer.num_codes
+    if num_codes != job.model.num_video_ids:
+        raise ValueError(
+            f"The tokenizer has {num_codes} codes but model.num_video_ids is {job.model.num_video_ids}: "
+            f"set --config.model.num_video_ids={num_codes}, or use the tokenizer that the model was made for."
+        )
+    length = _length(job, tokenizer)
+    if length > job.model.max_length:
+        raise ValueError(
+            f"{job.data.num_frames} frames of {job.data.frame_size} pixels with their text make sequences of {length} "
+            f"ids, but model.max_length is {job.model.max_length}: raise it, or lower data.num_frames."
+        )
+
+
+def _length(job: LanguageModelJob, tokenizer: VideoTokenizer) -> int:
+    size = tokenizer.config.latent_size(job.data.frame_size)
+    num_codes = tokenizer.config.latent_frames(job.data.num_frames) * size**2
+    return static_length(num_codes, job.data.max_text_ids)
+
+
+def _batches(job: LanguageModelJob, tokenizer: VideoTokenizer, frames: int, token_dir: Path) -> tuple[Batches, Batches]:
+    data, loss = job.data, job.loss
+
+    def cached(split: str, kind: str, count: int, num_frames: int) -> TokenCache:
+        return tokenize(tokenizer, data, split, count, num_frames, token_dir / f"{split}_{kind}_{num_frames}_{count}")
+
+    images = cached("train", "images", data.num_images, 1) if frames == 1 or data.image_share > 0 else None
+    num_held_out = job.train.batch_size * max(job.train.eval_batches, 1)
+    clip_frames = data.cached_frames or data.num_frames
+    clips = images if frames == 1 else cached("train", "clips", data.num_clips, clip_frames)
+    held_out = cached("test", "clips", num_held_out, clip_frames)
+    common = dict(
+        vocabulary=Vocabulary(job.model.num_text_ids, job.model.num_video_ids),
+        latent_frames=frames,
+        length=_length(job, tokenizer),
+        text=TextTokenizer(),
+        batch_size=job.train.batch_size,
+        seed=job.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    # Held-out losses are plain cross-entropy, so that runs with other weights can be compared.
+    plain = LossConfig(early_weight=0.0)
+    return (
+        language_model_batches(clips, images, data, loss, **common),
+        language_model_batches(held_out, None, data, plain, **common),
+    )
+
+
+def _start_from(state: TrainState, workdir: Path) -> TrainState:
+    """Take the parameters of the stage before; step count and moments stay fresh."""
+    if not workdir.is_dir():
+        raise ValueError(
+            f"There is no training in {workdir} to start from: train that stage first, or start from "
+            "scratch with --config.init_from=''."
+        )
+    say(f"starting from the parameters in {workdir}")
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params)
+    params = checkpoint.load_parts(workdir, {"params": abstract})["params"]
+    return TrainState(state.step, params, state.opt_state, state.extra)

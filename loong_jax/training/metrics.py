@@ -1,0 +1,93 @@
+"""Where metrics go: metrics.jsonl, TensorBoard, and the screen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+CONSOLE = Console(soft_wrap=True)
+
+
+class MetricsWriter:
+    """Writes one record per call, to ``<workdir>/metrics.jsonl`` and TensorBoard.
+
+    A record is {"step": int, "split": str, name: float or list of floats}; a list (loss per latent frame) becomes one
+    TensorBoard scalar per entry. Records at or past ``start_step`` are removed first, so that a resumed training leaves
+    the file that an unbroken one would have left.
+    """
+
+    def __init__(self, workdir: Path, start_step: int):
+        path = workdir / "metrics.jsonl"
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= start_step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
+        record = {name: np.asarray(value, np.float64).tolist() for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, "split": split, **record}) + "\n")
+        for name, value in record.items():
+            for suffix, scalar in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                tag = f"{split}/{name}" if suffix is None else f"{split}/{name}/{suffix:02d}"
+                self._board.add_scalar(tag, scalar, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """All records of a training, oldest first."""
+    return [json.loads(line) for line in _lines(Path(workdir) / "metrics.jsonl")]
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    # A kill can cut the last line short.
+    return [line for line in lines if line.endswith("}")]
+
+
+class ProgressReport:
+    """A progress bar on a terminal, plain lines in a log."""
+
+    def __init__(self, title: str, total: int, start: int = 0):
+        self._title = title
+        self._total = total
+        self._bar = None
+        if CONSOLE.is_terminal:
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[summary]}"), console=CONSOLE)
+            self._task = self._bar.add_task(title, total=total, completed=start, summary="")
+            self._bar.start()
+
+    def advance_to(self, done: int) -> None:
+        """Move the bar, on a terminal."""
+        if self._bar:
+            self._bar.update(self._task, completed=done)
+
+    def report(self, done: int, summary: str) -> None:
+        """Say how things stand."""
+        if self._bar:
+            self._bar.update(self._task, completed=done, summary=summary)
+        else:
+            CONSOLE.print(f"{self._title} {done}/{self._total} {summary}", highlight=False, markup=False)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+def say(text: str) -> None:
+    """Print one line."""
+    CONSOLE.print(text, highlight=False, markup=False)
+
+
+def summarize(metrics: dict[str, Any], names: tuple[str, ...]) -> str:
+    """The named metrics in one short line."""
+    return "  ".join(f"{name} {float(metrics[name]):.4g}" for name in names if name in metrics)

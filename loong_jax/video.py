@@ -1,0 +1,193 @@
+"""Videos and pictures on disk, through PyAV. Videos are uint8 [frames, height, width, 3], RGB."""
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+
+Video = UInt8[np.ndarray, "t h w 3"]
+Image = UInt8[np.ndarray, "h w 3"]
+# Files round time stamps: to 10 ms in gif, to 1 ms in mkv. No instant falls between two frames because of that.
+_ROUNDING = 0.006
+EXTENSIONS = (".mp4", ".avi", ".gif", ".mov", ".mkv", ".webm")
+
+
+def read_video(
+    path: str | Path,
+    *,
+    size: int | None = None,
+    fps: float | None = None,
+    start: float = 0.0,
+    num_frames: int | None = None,
+) -> Video:
+    """Read a video file.
+
+    Args:
+        path: the file.
+        size: crop the middle square and resize it to ``size`` x ``size`` pixels; None keeps the frames as they are.
+        fps: frames per second to sample at, by time stamps (the newest frame not later than each instant); None keeps
+            every frame.
+        start: seconds to skip.
+        num_frames: at most this many frames.
+
+    Raises:
+        ValueError: the file is missing, cannot be decoded, has no video, or ends before ``start``; or a number that
+            must be positive is not.
+    """
+    for name, value in (("size", size), ("fps", fps), ("num_frames", num_frames)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value!r} is not possible: it must be greater than 0, or None.")
+    if not Path(path).is_file():
+        raise ValueError(f"Video {path} does not exist.")
+    try:
+        frames = _decode(path, size, fps, start, num_frames)
+    except (av.FFmpegError, StopIteration, IndexError) as error:
+        raise ValueError(f"Video {path} cannot be decoded: {error}.") from None
+    if not frames:
+        raise ValueError(f"Video {path} has no frame at or after {start:g} s.")
+    return np.stack(frames)
+
+
+def _decode(path, size, fps, start, num_frames) -> list[np.ndarray]:
+    frames: list[np.ndarray] = []
+    limit = num_frames if num_frames is not None else float("inf")
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError(f"Video {path} has no video stream.")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        previous, origin, end = None, None, 0.0
+        for frame in container.decode(stream):
+            time = frame.time if frame.time is not None else 0.0
+            origin = time if origin is None else origin
+            if fps is None:
+                if time - origin >= start - _ROUNDING:
+                    frames.append(_to_array(frame, size))
+            else:
+                # The instants before this frame show the one before it.
+                shown_until = time - origin - _ROUNDING
+                while previous is not None and len(frames) < limit and start + len(frames) / fps < shown_until:
+                    frames.append(_to_array(previous, size))
+                previous = frame
+                # Its start and its duration are both rounded.
+                end = time - origin + max(float((frame.duration or 0) * frame.time_base) - 2 * _ROUNDING, _ROUNDING)
+            if len(frames) >= limit:
+                return frames
+        # The last frame is shown until it ends.
+        while previous is not None and len(frames) < limit and start + len(frames) / fps < end:
+            frames.append(_to_array(previous, size))
+    return frames
+
+
+def _to_array(frame: av.VideoFrame, size: int | None) -> np.ndarray:
+    if size is None:
+        return frame.to_ndarray(format="rgb24")
+    # Scale first, so that the shorter side is ``size``; then cut the middle.
+    scale = size / min(frame.width, frame.height)
+    width, height = (max(size, round(side * scale)) for side in (frame.width, frame.height))
+    pixels = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
+    top, left = (height - size) // 2, (width - size) // 2
+    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+
+
+def write_video(path: str | Path, video: Video, fps: float = 6.5, *, min_side: int = 256) -> None:
+    """Write an .mp4 (H.264, plays everywhere) or .gif; small videos are enlarged by whole factors.
+
+    Args:
+        path: ends in .mp4 or .gif; missing folders are made.
+        video: uint8 [frames, height, width, 3].
+        fps: frames per second.
+        min_side: pixels are repeated until the shorter side has at least this many.
+
+    Raises:
+        ValueError: another file type, shape or dtype.
+    """
+    path = Path(path)
+    video = _check_video(video)
+    if path.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"Cannot write {path}: the name must end in .mp4 or .gif.")
+    if not fps > 0:
+        raise ValueError(f"fps={fps!r} is not possible: it must be greater than 0.")
+    factor = -(-min_side // min(video.shape[1:3]))
+    if path.suffix == ".mp4" and any(side * factor % 2 for side in video.shape[1:3]):
+        factor *= 2  # H.264 with 4:2:0 color has even sides
+    video = video.repeat(factor, axis=1).repeat(factor, axis=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        rate = Fraction(fps).limit_denominator(1000)
+        if path.suffix == ".mp4":
+            stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
+            stream.pix_fmt = "yuv420p"
+        else:
+            stream = container.add_stream("gif", rate=rate)
+            stream.pix_fmt = "pal8"
+        stream.height, stream.width = video.shape[1:3]
+        frames = (av.VideoFrame.from_ndarray(pixels, format="rgb24") for pixels in video)
+        for frame in frames if path.suffix == ".mp4" else _with_palette(frames, *video.shape[1:3], rate):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _with_palette(frames: Iterable[av.VideoFrame], height: int, width: int, rate: Fraction) -> Iterator[av.VideoFrame]:
+    """Reduce frames to the best 256 colors of the whole video, without dithering: flat areas stay flat."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1 / rate)
+    split, make, use = graph.add("split"), graph.add("palettegen"), graph.add("paletteuse", "dither=none")
+    sink = graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(use, 0, 0)
+    split.link_to(make, 1, 0)
+    make.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+    for index, frame in enumerate(frames):
+        frame.pts, frame.time_base = index, 1 / rate
+        graph.push(frame)
+    graph.push(None)
+    while True:
+        try:
+            yield graph.pull()
+        except (av.error.EOFError, BlockingIOError):
+            return
+
+
+def write_image(path: str | Path, image: Image) -> None:
+    """Write a PNG; missing folders are made.
+
+    Raises:
+        ValueError: ``image`` is not uint8 [height, width, 3].
+    """
+    frame = np.ascontiguousarray(_check_video(np.asarray(image)[None])[0])
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoder = av.CodecContext.create("png", "w")
+    encoder.height, encoder.width = frame.shape[:2]
+    encoder.pix_fmt = "rgb24"
+    encoder.time_base = Fraction(1)
+    packets = encoder.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")) + encoder.encode(None)
+    path.write_bytes(b"".join(bytes(packet) for packet in packets))
+
+
+def contact_sheet(videos: list[Video], columns: int = 10, *, min_side: int = 64) -> Image:
+    """One picture of several videos: a row each, ``columns`` frames evenly spaced in time, white lines between."""
+    rows = []
+    for video in videos:
+        video = _check_video(video)
+        chosen = video[np.linspace(0, len(video) - 1, columns).round().astype(int)]
+        factor = -(-min_side // min(video.shape[1:3]))
+        chosen = chosen.repeat(factor, axis=1).repeat(factor, axis=2)
+        framed = np.pad(chosen, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+        rows.append(np.concatenate(list(framed), axis=1))
+    return np.concatenate(rows, axis=0)
+
+
+def _check_video(video: np.ndarray) -> np.ndarray:
+    video = np.asarray(video)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
+        raise ValueError(
+            f"A video must be uint8 [frames, height, width, 3] and not empty; got {video.dtype} {video.shape}."
+        )
+    return video

@@ -1,0 +1,49 @@
+"""Packaging of loong_jax. Tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="loong_jax",
+    version="0.1.0",
+    description="Loong in JAX: minute-long video from text with an autoregressive language model",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["loong_jax", "loong_jax.*"]),
+    package_data={"loong_jax": ["assets/*"]},
+    install_requires=[
+        # The JAX stack.
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "jaxtyping>=0.3",
+        "einops>=0.8",
+        "numpy>=2.0",
+        "scipy>=1.14",
+        # Data, text and video.
+        "grain>=0.2.16",
+        "tensorflow-datasets>=4.9.9",
+        "sentencepiece>=0.2",
+        "av>=14",
+        "scikit-learn>=1.5",
+        "safetensors>=0.4",
+        # Settings, progress and logs.
+        "absl-py>=2.1",
+        "ml_collections>=1.1",
+        "rich>=13.0",
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda12]>=0.10"],
+        # To look at the curves and pictures that a training writes.
+        "demo": ["tensorboard>=2.18"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.17", "pre-commit>=4"],
+        # The reference that the LLaMA layers and the weight conversion are compared with.
+        "parity": ["torch==2.13.0", "transformers>=5"],
+    },
+)

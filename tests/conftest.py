@@ -1,0 +1,33 @@
+"""Settings of the whole test run: eight CPU devices, a compilation cache, strict NumPy-style broadcasting."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Before the first import of JAX, and inherited by the processes that tests start.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "loong_jax_tests"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+from loong_jax import sharding  # noqa: E402
+from loong_jax.config import MeshConfig  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+flags.FLAGS.mark_as_parsed()  # Grain reads flags
+
+
+@pytest.fixture
+def make_mesh() -> Callable[..., jax.sharding.Mesh]:
+    """Build a mesh of the given axis sizes, e.g. ``make_mesh(fsdp=2, tensor=4)``, from the first devices."""
+
+    def make(**sizes: int) -> jax.sharding.Mesh:
+        config = MeshConfig(**{"fsdp": 1, **sizes})
+        return sharding.make_mesh(config, jax.devices()[: math.prod(sizes.values())])
+
+    return make
