@@ -3,14 +3,13 @@
 Every step leaves its result in the workdir and is skipped when it is there, so a killed demo goes on where it stopped.
 """
 
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 
 from loong_jax import pipeline
-from loong_jax.config import DemoJob, LanguageModelJob
+from loong_jax.config import DemoJob
 from loong_jax.data.moving_digits import MovingDigits, canonical_caption
 from loong_jax.evaluation.digits import digit_benchmark
 from loong_jax.evaluation.reconstruction import codebook_usage, psnr

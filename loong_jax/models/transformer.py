@@ -83,8 +83,9 @@ class Transformer(nnx.Module):
                 x, _ = layer(x, jax.tree.map(lambda p, index=index: p[index], layers))
         return self._norm(x)
 
-    def logits(self, hidden: Float[Array, "... d"], start: int, stop: int) -> Float[Array, "... v"]:
-        """Scores of the ids [start, stop), in float32; the other columns of the head are not touched."""
+    def logits(self, hidden: Float[Array, "... d"], start: int = 0, stop: int | None = None) -> Float[Array, "... v"]:
+        """Scores of the ids [start, stop), by default of all, in float32; other columns of the head are not touched."""
+        stop = self.config.vocab_size if stop is None else stop
         head = self.head[...][:, start:stop].astype(self.compute_dtype)
         return jnp.einsum("...d,dv->...v", hidden, head, preferred_element_type=jnp.float32)
 
@@ -99,7 +100,7 @@ class Transformer(nnx.Module):
         """Write tokens into the slots from ``slot`` on and return their hidden states and the new cache.
 
         A token sees the valid slots up to its own. With many tokens this is prefill, with one it is a decoding step.
-        The layers run in a loop over the stacked parameters with the cache as its carry, so that it is changed in place.
+        The layers run in a loop over the stacked parameters with the cache as carry, so that it is changed in place.
         """
         t = tokens.shape[1]
         cache_valid = jax.lax.dynamic_update_slice(cache.valid, valid, (0, slot))
@@ -131,7 +132,8 @@ class Transformer(nnx.Module):
         return compute_dtype(self.config)
 
     def _embed(self, tokens):
-        return constrain(self.embedding[...].astype(self.compute_dtype)[tokens], "batch", "length", None)
+        # Rows first, cast after: the table is not copied, and its gradient is summed in float32.
+        return constrain(self.embedding[...][tokens].astype(self.compute_dtype), "batch", "length", None)
 
     def _norm(self, x):
         return rms_norm(x, self.final_norm[...], self.config.norm_eps)
@@ -153,6 +155,16 @@ def _layer_params(blocks: Blocks, dtype: jnp.dtype) -> dict[str, Array]:
     """The stacked parameters as a dict, matrices in the compute dtype and norm scales in float32."""
     params = nnx.to_pure_dict(nnx.state(blocks))
     return {name: value if name.endswith("norm") else value.astype(dtype) for name, value in params.items()}
+
+
+def decoding_params(params: dict, config: TransformerConfig, start: int, stop: int) -> dict:
+    """What a decoding loop reads: layers and head in the compute dtype, the head cut to the ids [start, stop).
+
+    Made once before the loop, so that no step casts or cuts a weight again; then ``logits(hidden, 0, stop - start)``.
+    """
+    dtype = compute_dtype(config)
+    blocks = {name: x if name.endswith("norm") else x.astype(dtype) for name, x in params["blocks"].items()}
+    return {**params, "blocks": blocks, "head": params["head"][:, start:stop].astype(dtype)}
 
 
 def compute_dtype(config: TransformerConfig) -> jnp.dtype:

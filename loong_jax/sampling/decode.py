@@ -22,12 +22,14 @@ from loong_jax.sampling.logits import SamplingRule, choose, guide
 class Decoder:
     """Two jitted functions and the cache they share, for a fixed number of rows and slots.
 
-    Rows are prompts; with guidance each prompt has two adjacent rows, conditional and null-text, so that a batch cut over
-    devices keeps the pair together.
+    Rows are prompts; with guidance each prompt has two adjacent rows, conditional and null-text, so that a batch cut
+    over devices keeps the pair together.
 
-    ``prefill(params, cache, tokens, positions, valid) -> (cache, logits)``: left-padded prompts [rows, prompt_slots].
-    ``decode(params, cache, logits, positions, num_steps, keys, rule) -> (cache, codes)``: codes int32 [batch, max_steps],
-    of which the first ``num_steps`` (a traced number) are sampled; ``positions`` [rows] is where the first of them goes.
+    ``prefill(params, cache, tokens, positions, valid) -> (cache, logits)``: prompts [rows, prompt_slots], padded on
+    either side where not ``valid``; the logits are those after each row's last valid token.
+    ``decode(params, cache, logits, positions, num_steps, keys, rule) -> (cache, codes)``: codes int32
+    [batch, max_steps], of which the first ``num_steps`` (a traced number) are sampled; ``positions`` [rows] is where
+    the first of them goes.
     Both donate the cache.
     """
 
@@ -59,8 +61,9 @@ def make_decoder(
     by_prompt = sharding.named_sharding(mesh, ("batch", None), (batch, max_steps), "codes")
     first = config.num_text_ids
 
-    def video_logits(model, hidden: Float[Array, "rows d"]) -> Float[Array, "rows v"]:
-        return model.logits(hidden, first, first + config.num_video_ids)
+    def video_model(params: Any) -> transformer.Transformer:
+        """The model with a head of the video columns only."""
+        return nnx.merge(graphdef, transformer.decoding_params(params, config, first, first + config.num_video_ids))
 
     @partial(jax.jit, donate_argnums=1, out_shardings=(cache_shardings, by_row))
     def prefill(
@@ -70,9 +73,10 @@ def make_decoder(
         positions: Int[Array, "rows p"],
         valid: Bool[Array, "rows p"],
     ):
-        model = nnx.merge(graphdef, params)
+        model = video_model(params)
         hidden, cache = model.extend(tokens, positions, valid, cache, 0)
-        return cache, video_logits(model, hidden[:, -1])
+        last = jnp.where(valid, jnp.arange(prompt_slots)[None], 0).max(axis=1)
+        return cache, model.logits(hidden[jnp.arange(rows), last], 0, config.num_video_ids)
 
     @partial(jax.jit, donate_argnums=1, out_shardings=(cache_shardings, by_prompt))
     def decode(
@@ -84,7 +88,7 @@ def make_decoder(
         keys: Array,
         rule: SamplingRule,
     ):
-        model = nnx.merge(graphdef, params)
+        model = video_model(params)
 
         def step(index, carry):
             cache, logits, codes = carry
@@ -97,7 +101,7 @@ def make_decoder(
             hidden, cache = model.extend(
                 tokens, (positions + index)[:, None], jnp.ones_like(tokens, bool), cache, prompt_slots + index
             )
-            return cache, video_logits(model, hidden[:, 0]), codes
+            return cache, model.logits(hidden[:, 0], 0, config.num_video_ids), codes
 
         codes = jnp.zeros((batch, max_steps), jnp.int32)
         cache, _, codes = jax.lax.fori_loop(0, num_steps, step, (cache, logits, codes))

@@ -41,8 +41,8 @@ def guide(
 def restrict(logits: Float[Array, "b v"], rule: SamplingRule) -> Float[Array, "b v"]:
     """Apply temperature, then set the scores outside top-k, top-p and min-p to -inf.
 
-    top-k keeps the k largest (and ties of the k-th); top-p, of those, the fewest whose probabilities reach p; min-p those
-    with at least min_p of the largest probability.
+    top-k keeps the k largest (and ties of the k-th); top-p, of those, the fewest whose probabilities reach p; min-p
+    those with at least min_p of the largest probability. The largest is always kept.
     """
     logits = logits / rule.temperature
     ordered = jnp.sort(logits, axis=-1, descending=True)
@@ -51,7 +51,9 @@ def restrict(logits: Float[Array, "b v"], rule: SamplingRule) -> Float[Array, "b
     kept = jnp.where(rank < k, ordered, -jnp.inf)
     probabilities = jax.nn.softmax(kept, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    is_kept = (rank < k) & (before < rule.top_p) & (probabilities >= rule.min_p * probabilities[:, :1])
+    # A rounded sum can pass 1 before the last code, so p = 1 is said apart.
+    in_nucleus = (before < rule.top_p) | (rule.top_p >= 1)
+    is_kept = (rank < k) & in_nucleus & (probabilities >= rule.min_p * probabilities[:, :1])
     is_kept = is_kept.at[:, 0].set(True)
     threshold = jnp.where(is_kept, ordered, jnp.inf).min(axis=-1, keepdims=True)
     return jnp.where(logits >= threshold, logits, -jnp.inf)

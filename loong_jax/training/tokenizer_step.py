@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from loong_jax import sharding
 from loong_jax.config import TokenizerJob
-from loong_jax.tokenizer.autoencoder import Autoencoder, abstract_autoencoder
+from loong_jax.tokenizer.autoencoder import abstract_autoencoder
 from loong_jax.tokenizer.quantizer import ClusterState, cluster_codebook, perplexity
 from loong_jax.training.state import TrainState
 

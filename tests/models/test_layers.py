@@ -1,0 +1,66 @@
+"""Normalization, rotary positions, gated MLP, attention and its mask against float64 NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from loong_jax.models.attention import attention, causal_segment_mask
+from loong_jax.models.layers import rms_norm, rope, swiglu
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def test_rms_norm_is_computed_in_float32():
+    x, scale = 100 * normal(2, 3, 16), normal(16)
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * scale
+    np.testing.assert_allclose(rms_norm(jnp.asarray(x), jnp.asarray(scale), 1e-5), expected, rtol=1e-5, atol=1e-6)
+    low = rms_norm(jnp.asarray(x, jnp.bfloat16), jnp.asarray(scale), 1e-5)
+    assert low.dtype == jnp.bfloat16
+    exact_input = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+    expected = exact_input / np.sqrt((exact_input**2).mean(-1, keepdims=True) + 1e-5) * scale
+    np.testing.assert_allclose(np.asarray(low, np.float64), expected, rtol=2**-8)  # one rounding, at the end
+
+
+def test_rope_turns_pairs_of_halves_and_stays_exact_at_the_last_position():
+    x, positions, theta = normal(2, 3, 2, 8), np.array([[0, 1, 2], [7, 1000, 4607]], np.int32), 10000.0
+    expected = np.empty(x.shape)
+    for index in range(4):
+        angle = positions[..., None] * theta ** (-index / 4)
+        turned = (x[..., index].astype(np.float64) + 1j * x[..., index + 4]) * np.exp(1j * angle)
+        expected[..., index], expected[..., index + 4] = turned.real, turned.imag
+    np.testing.assert_allclose(rope(jnp.asarray(x), jnp.asarray(positions), theta), expected, atol=2e-3)
+    np.testing.assert_allclose(rope(jnp.asarray(x[:1]), jnp.asarray(positions[:1]), theta), expected[:1], atol=1e-6)
+
+
+def test_swiglu():
+    x, gate, up, down = normal(2, 3, 8), normal(8, 12), normal(8, 12), normal(12, 8)
+    wide = x.astype(np.float64)
+    expected = ((wide @ gate) / (1 + np.exp(-(wide @ gate))) * (wide @ up)) @ down
+    np.testing.assert_allclose(swiglu(*map(jnp.asarray, (x, gate, up, down))), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+def test_grouped_attention(num_kv_heads):
+    query, key, value = normal(2, 5, 4, 8), normal(2, 7, num_kv_heads, 8), normal(2, 7, num_kv_heads, 8)
+    mask = RNG.random((2, 5, 7)) < 0.6
+    mask[..., 0] = True
+    expected = np.zeros((2, 5, 4, 8))
+    for b, t, n in np.ndindex(2, 5, 4):
+        shared = n // (4 // num_kv_heads)
+        scores = key[b, mask[b, t], shared].astype(np.float64) @ query[b, t, n] / np.sqrt(8)
+        weights = np.exp(scores - scores.max())
+        expected[b, t, n] = weights / weights.sum() @ value[b, mask[b, t], shared]
+    found = attention(*map(jnp.asarray, (query, key, value, mask)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_mask_is_causal_and_keeps_to_its_segment():
+    segments = np.array([[1, 1, 2, 2, 2, 0], [1, 2, 3, 0, 0, 0]], np.int32)
+    mask = causal_segment_mask(jnp.asarray(segments))
+    for b, t, s in np.ndindex(2, 6, 6):
+        assert mask[b, t, s] == (s <= t and segments[b, t] == segments[b, s] != 0)

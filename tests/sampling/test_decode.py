@@ -1,0 +1,197 @@
+"""The decoder: codes of the full forward pass, one compilation, a cache in place, the same on every mesh."""
+
+import contextlib
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from loong_jax import sharding
+from loong_jax.config import SamplingConfig, TransformerConfig
+from loong_jax.models import transformer
+from loong_jax.sampling.decode import make_decoder
+from loong_jax.sampling.logits import SamplingRule
+
+CONFIG = TransformerConfig(
+    num_layers=2,
+    model_dim=64,
+    num_heads=16,
+    num_kv_heads=8,
+    mlp_dim=64,
+    num_text_ids=50,
+    num_video_ids=64,
+    max_length=32,
+)
+PROMPT_SLOTS, MAX_STEPS = 8, 6
+SAMPLED = SamplingConfig(top_k=20, top_p=0.95, guidance_scale=3.0)
+GREEDY = SamplingConfig(top_k=1, guidance_scale=3.0)
+
+
+@cache
+def sharp_params():
+    return jax.tree.map(lambda x: 4 * x, transformer.init_params(CONFIG, jax.random.key(0)))
+
+
+def make_prompts(batch: int, is_guided: bool) -> list[np.ndarray]:
+    """Text ids of different lengths; with guidance a short row of its own after each."""
+    rng = np.random.default_rng(5)
+    prompts = []
+    for row in range(batch):
+        prompts.append(rng.integers(0, 50, 3 + row % 5).astype(np.int32))
+        if is_guided:
+            prompts.append(np.array([49, 48], np.int32))
+    return prompts
+
+
+def padded(prompts: list[np.ndarray], side: str = "left") -> tuple[np.ndarray, ...]:
+    """Tokens, positions, validity [rows, PROMPT_SLOTS] and the next position of each row."""
+    tokens = np.full((len(prompts), PROMPT_SLOTS), 7, np.int32)  # an ordinary id: only ``valid`` may tell it apart
+    positions, valid = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
+    for row, prompt in enumerate(prompts):
+        length = len(prompt)
+        place = slice(PROMPT_SLOTS - length, PROMPT_SLOTS) if side == "left" else slice(0, length)
+        tokens[row, place], positions[row, place], valid[row, place] = prompt, np.arange(length), True
+    return tokens, positions, valid, np.array([len(prompt) for prompt in prompts], np.int32)
+
+
+def keys_of(seeds) -> jax.Array:
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+class Runner:
+    """A decoder of one shape on one mesh, with its parameters placed there."""
+
+    def __init__(self, mesh, batch: int, is_guided: bool, params=None):
+        self.decoder = make_decoder(
+            CONFIG, mesh, batch=batch, is_guided=is_guided, prompt_slots=PROMPT_SLOTS, max_steps=MAX_STEPS
+        )
+        params = sharp_params() if params is None else params
+        self.params = jax.device_put(params, sharding.tree_shardings(mesh, params, transformer.logical_axes(CONFIG)))
+        self.cache = self.decoder.new_cache()
+
+    def __call__(self, prompts, seeds, config: SamplingConfig, steps: int = MAX_STEPS, side: str = "left"):
+        tokens, positions, valid, following = padded(prompts, side)
+        store, logits = self.decoder.prefill(self.params, self.cache, tokens, positions, valid)
+        self.cache, codes = self.decoder.decode(
+            self.params, store, logits, following, jnp.int32(steps), keys_of(seeds), SamplingRule.create(config)
+        )
+        return np.asarray(codes)
+
+
+def greedy_by_full_forward(prompts: list[np.ndarray], is_guided: bool, scale: float) -> np.ndarray:
+    """Grow every sequence by its best code, a whole forward pass per code, each row alone."""
+    model = nnx.merge(transformer.abstract_params(CONFIG)[0], sharp_params())
+
+    @jax.jit
+    def video_logits(tokens, length):
+        places = jnp.arange(tokens.shape[0])[None]
+        hidden = model.hidden(tokens[None], places, (places < length).astype(jnp.int32))
+        return model.logits(hidden[0, length - 1], 50, 114)
+
+    def score(sequence):
+        return np.asarray(video_logits(np.pad(sequence, (0, 16 - len(sequence))), len(sequence)), np.float64)
+
+    rows, sequences = 2 if is_guided else 1, list(prompts)
+    codes = []
+    for first in range(0, len(prompts), rows):
+        pair, chosen = sequences[first : first + rows], []
+        for _ in range(MAX_STEPS):
+            scores = [score(sequence) for sequence in pair]
+            best = scores[0] if rows == 1 else scores[1] + scale * (scores[0] - scores[1])
+            chosen.append(best.argmax())
+            pair = [np.append(sequence, np.int32(50 + chosen[-1])) for sequence in pair]
+        codes.append(chosen)
+    return np.array(codes)
+
+
+@pytest.mark.parametrize("is_guided", [False, True])
+def test_codes_are_those_of_the_full_forward_pass(is_guided, make_mesh):
+    prompts = make_prompts(4, is_guided)
+    run = Runner(make_mesh(data=1), 4, is_guided)
+    expected = greedy_by_full_forward(prompts, is_guided, GREEDY.guidance_scale)
+    assert len(np.unique(expected)) > 4
+    for side in ("left", "right"):
+        np.testing.assert_array_equal(run(prompts, range(4), GREEDY, side=side), expected)
+
+
+@pytest.mark.parametrize("is_guided", [False, True])
+def test_one_compilation_for_prompts_rounds_rules_and_seeds(is_guided, make_mesh):
+    run = Runner(make_mesh(data=1), 2, is_guided)
+    prompts = make_prompts(2, is_guided)
+    first = run(prompts, [1, 2], SAMPLED)
+    run([prompt[:2] for prompt in prompts], [1, 2], SAMPLED)
+    short = run(prompts, [1, 2], SAMPLED, steps=3)
+    run(prompts, [1, 2], SamplingConfig(top_k=5, top_p=0.5, temperature=0.3, guidance_scale=7.5))
+    other = run(prompts, [3, 4], SAMPLED)
+    np.testing.assert_array_equal(run(prompts, [1, 2], SAMPLED), first)
+    np.testing.assert_array_equal(short[:, :3], first[:, :3])
+    np.testing.assert_array_equal(short[:, 3:], 0)
+    assert (other != first).any()
+    assert (run.decoder.prefill._cache_size(), run.decoder.decode._cache_size()) == (1, 1)
+
+
+def test_a_prompt_and_its_seed_give_the_same_codes_in_any_batch(make_mesh):
+    prompts = make_prompts(4, True)
+    together = Runner(make_mesh(data=1), 4, True)(prompts, [10, 11, 12, 13], SAMPLED)
+    alone = Runner(make_mesh(data=1), 1, True)
+    for row in range(4):
+        np.testing.assert_array_equal(
+            alone(prompts[2 * row : 2 * row + 2], [10 + row], SAMPLED), together[row : row + 1]
+        )
+
+
+@pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_the_cache_is_changed_in_place(sizes, make_mesh):
+    run = Runner(make_mesh(**sizes), 4, True)
+    tokens, positions, valid, following = padded(make_prompts(4, True))
+    local = [x.addressable_shards[0].data for x in jax.tree.leaves(run.cache)]
+    num_bytes = sum(x.nbytes for x in local)
+    decoder, old = run.decoder, run.cache
+    prefill = decoder.prefill.lower(run.params, old, tokens, positions, valid).compile()
+    assert prefill.memory_analysis().alias_size_in_bytes >= num_bytes
+    store, logits = decoder.prefill(run.params, old, tokens, positions, valid)
+    arguments = (logits, following, jnp.int32(3), keys_of(range(4)), SamplingRule.create(SAMPLED))
+    decode = decoder.decode.lower(run.params, store, *arguments).compile()
+    assert decode.memory_analysis().alias_size_in_bytes >= num_bytes
+    after, _ = decoder.decode(run.params, store, *arguments)
+    assert all(x.is_deleted() for x in jax.tree.leaves((old, store)))
+    for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(decoder.new_cache()), strict=True):
+        assert x.sharding == y.sharding
+
+
+@pytest.mark.parametrize("is_mesh_set", [False, True])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"sequence": 2, "tensor": 4}],
+    ids=str,
+)
+def test_codes_on_a_mesh_equal_those_without(sizes, is_mesh_set, make_mesh):
+    prompts, seeds = make_prompts(8, True), range(8)
+    expected = one_device_codes(make_mesh(data=1))
+    mesh = make_mesh(**sizes)
+    with jax.set_mesh(mesh) if is_mesh_set else contextlib.nullcontext():
+        run = Runner(mesh, 8, True)
+        np.testing.assert_array_equal(run(prompts, seeds, SAMPLED), expected)
+    rows, heads = sizes.get("data", 1) * sizes.get("fsdp", 1), sizes.get("tensor", 1)
+    assert run.cache.keys.addressable_shards[0].data.shape == (2, 16 // rows, 14, 8 // heads, 4)
+
+
+@cache
+def one_device_codes(mesh) -> np.ndarray:
+    return Runner(mesh, 8, True)(make_prompts(8, True), range(8), SAMPLED)
+
+
+def test_only_the_video_columns_of_the_head_are_read(make_mesh):
+    prompts = make_prompts(2, False)
+    spoiled = {**sharp_params(), "head": sharp_params()["head"].at[:, :50].set(jnp.nan).at[:, 114:].set(jnp.nan)}
+    expected = Runner(make_mesh(data=1), 2, False)(prompts, [0, 1], SAMPLED)
+    found = Runner(make_mesh(data=1), 2, False, spoiled)(prompts, [0, 1], SAMPLED)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_clip_longer_than_the_model_was_made_for_is_refused(make_mesh):
+    with pytest.raises(ValueError, match="need 40 places, but the model was made for 32"):
+        make_decoder(CONFIG, make_mesh(data=1), batch=1, is_guided=False, prompt_slots=8, max_steps=32)

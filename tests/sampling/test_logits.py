@@ -1,0 +1,96 @@
+"""Choosing codes: restrictions against a float64 reference, frequencies of draws, one compilation for all rules."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from loong_jax.config import SamplingConfig
+from loong_jax.sampling.logits import SamplingRule, choose, guide, restrict
+
+RULES = {
+    "plain": SamplingConfig(top_k=0),
+    "cold": SamplingConfig(top_k=0, temperature=0.5),
+    "top-k": SamplingConfig(top_k=3),
+    "top-p": SamplingConfig(top_k=0, top_p=0.7),
+    "min-p": SamplingConfig(top_k=0, min_p=0.2),
+    "all": SamplingConfig(top_k=7, top_p=0.8, min_p=0.05, temperature=1.5),
+    "k above the number of codes": SamplingConfig(top_k=100),
+}
+LOGITS = np.random.default_rng(0).normal(0, 1.5, (3, 16)).astype(np.float32)
+
+
+def reference_probabilities(logits: np.ndarray, config: SamplingConfig) -> np.ndarray:
+    """One row, float64, code by code: top-k, then top-p among those, then min-p."""
+    scores = logits.astype(np.float64) / config.temperature
+    order = np.argsort(-scores)
+    kept = list(order[: config.top_k or len(order)])
+    weights = np.exp(scores[kept] - scores.max())
+    probabilities = dict(zip(kept, weights / weights.sum(), strict=True))
+    nucleus, reached = [], 0.0
+    for code in kept:
+        if reached < config.top_p:
+            nucleus.append(code)
+        reached += probabilities[code]
+    kept = [code for code in nucleus if probabilities[code] >= config.min_p * probabilities[order[0]]]
+    result = np.zeros(len(scores))
+    result[kept] = np.exp(scores[kept] - scores.max())
+    return result / result.sum()
+
+
+@pytest.mark.parametrize("config", RULES.values(), ids=RULES)
+def test_restrict_keeps_the_right_codes_and_their_odds(config):
+    found = jax.nn.softmax(restrict(jnp.asarray(LOGITS), SamplingRule.create(config)), axis=-1)
+    expected = np.stack([reference_probabilities(row, config) for row in LOGITS])
+    np.testing.assert_array_equal(np.asarray(found) > 0, expected > 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("config", RULES.values(), ids=RULES)
+def test_codes_are_drawn_as_often_as_they_should_be(config):
+    draws = 20_000
+    keys = jax.random.split(jax.random.key(1), draws)
+    codes = choose(keys, jnp.tile(LOGITS[:1], (draws, 1)), SamplingRule.create(config))
+    assert codes.dtype == jnp.int32
+    share = np.bincount(codes, minlength=16) / draws
+    expected = reference_probabilities(LOGITS[0], config)
+    deviation = np.sqrt(expected * (1 - expected) / draws)
+    assert (np.abs(share - expected) <= 5 * deviation).all()
+
+
+def test_the_whole_codebook_stays_possible_with_every_restriction_off():
+    logits = jnp.asarray(np.random.default_rng(3).normal(0, 6, (4, 8192)), jnp.float32)
+    assert (restrict(logits, SamplingRule.create(SamplingConfig(top_k=0))) > -jnp.inf).all()
+
+
+def test_top_1_is_the_best_code_and_ties_of_the_last_place_are_kept():
+    rule = SamplingRule.create(SamplingConfig(top_k=1))
+    codes = choose(jax.random.split(jax.random.key(0), 3), jnp.asarray(LOGITS), rule)
+    np.testing.assert_array_equal(codes, LOGITS.argmax(axis=-1))
+    tied = restrict(jnp.array([[1.0, 2.0, 0.0, 1.0]]), dataclasses.replace(rule, top_k=jnp.int32(2)))
+    np.testing.assert_array_equal(tied > -jnp.inf, [[True, True, False, True]])
+
+
+def test_guidance_is_linear_in_the_scale():
+    conditional, unconditional = LOGITS[:1], LOGITS[1:2]
+    for scale in (0.0, 1.0, 3.5):
+        expected = unconditional.astype(np.float64) + scale * (conditional.astype(np.float64) - unconditional)
+        np.testing.assert_allclose(
+            guide(conditional, unconditional, jnp.float32(scale)), expected, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_row_with_its_key_is_drawn_alike_in_any_batch():
+    rule, keys = SamplingRule.create(RULES["all"]), jax.random.split(jax.random.key(2), 3)
+    together = choose(keys, jnp.asarray(LOGITS), rule)
+    for row in range(3):
+        assert choose(keys[row : row + 1], jnp.asarray(LOGITS[row : row + 1]), rule)[0] == together[row]
+
+
+def test_changing_a_rule_compiles_nothing():
+    compiled, keys = jax.jit(choose), jax.random.split(jax.random.key(0), 3)
+    for config in RULES.values():
+        compiled(keys, jnp.asarray(LOGITS), SamplingRule.create(config))
+    assert compiled._cache_size() == 1
