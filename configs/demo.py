@@ -4,8 +4,8 @@
 
 Trains a video tokenizer (single frames first, then clips) and a language model in three stages, samples 60 seconds of
 video from a prompt, and measures it on 64 held-out prompts. The same command goes on where it was stopped. Change the
-prompt with --config.sample.prompt="a blue 3 moves up". `:debug` does all of it in about a minute with models too small to
-be any good.
+prompt with --config.sample.prompt="a blue 3 moves up". `:debug` does all of it in about a minute, with models too small
+to be any good.
 """
 
 import dataclasses

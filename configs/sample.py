@@ -4,8 +4,8 @@
         --config.model_path=../stage3 --config.prompt="a red 7 moves left" --config.sampling.seconds=60
 
 `model_path` is the workdir of a language-model training, relative to the workdir. Several prompts are separated by "|".
-Writes an mp4, a gif and a contact sheet per prompt to <workdir>/samples. `:debug` samples ten seconds from the workdir of
-`configs/stage3.py:debug`.
+Writes an mp4, a gif and a contact sheet per prompt to <workdir>/samples. `:debug` samples ten seconds from the workdir
+of `configs/stage3.py:debug`.
 """
 
 import dataclasses

@@ -6,7 +6,8 @@
 Sizes: `:700m` (default), `:3b`, `:7b`; `:debug` trains a tiny one a few steps in seconds on a CPU; join with a comma.
 The tokenizer is looked for in ../tokenizer and the weights of stage 1 in ../stage1, beside the workdir.
 The first run encodes the data into <workdir>/tokens; the same command resumes.
-Images stay in the mix; their share is a choice. The paper's 500,000 iterations are split by choice; batch 256 is its own.
+Images stay in the mix; their share is a choice. The paper's 500,000 iterations are split by choice;
+batch 256 is its own.
 """
 
 import dataclasses

@@ -1,9 +1,8 @@
 """Every setting of every job: frozen dataclasses, their defaults and their checks.
 
 A file in ``configs/`` starts from one of the jobs below, changes what it must, and hands ``main`` an
-``ml_collections.ConfigDict`` (see ``config_dict``); ``main`` turns that back into the dataclass once. Below that line there
-is no ConfigDict. "paper.md" in comments stands for the public sources collected for Loong; README, "Choices", lists them.
-Imports nothing of ours.
+``ml_collections.ConfigDict`` (see ``config_dict``); ``main`` turns that back into the dataclass once. Below that line
+there is no ConfigDict. Imports nothing of ours.
 """
 
 import dataclasses
@@ -79,7 +78,7 @@ class QuantizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Causal 3D-conv VQ autoencoder; the defaults are the 246M-parameter one (a choice: paper.md 1.3)."""
+    """Causal 3D-conv VQ autoencoder; the defaults are the 246M-parameter one; its layout is a choice."""
 
     base_channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)
@@ -152,7 +151,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """LLaMA over the unified vocabulary; the defaults are the 700M model (NBP-XL's sizes: paper.md 4.3)."""
+    """LLaMA over the unified vocabulary; the defaults are the 700M model (the sizes of NBP-XL, arXiv 2502.07737)."""
 
     num_layers: int = 24
     model_dim: int = 1536
@@ -262,7 +261,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay (LlamaGen's and LLaMA's values: paper.md 4.2)."""
+    """AdamW with linear warm-up and cosine decay (LlamaGen's and LLaMA's values)."""
 
     learning_rate: float = 1e-4
     warmup_steps: int = 1000
@@ -318,7 +317,7 @@ class SamplingConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     guidance_scale: float = 1.0  # 1: no guidance
-    reencode_frames: int = 5  # pixel frames carried into the next round (paper.md 1.7)
+    reencode_frames: int = 5  # pixel frames carried into the next round
 
     def __post_init__(self):
         _require_positive(self, "seconds", "temperature")

@@ -1,4 +1,4 @@
-"""Jobs to ConfigDicts and back: what ``configs/`` hands to ``main``, and what config.json holds. Imports only config."""
+"""Jobs to ConfigDicts and back: what ``configs/`` hands to ``main``, and what config.json holds."""
 
 import dataclasses
 import math

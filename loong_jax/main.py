@@ -1,4 +1,6 @@
-"""The command line: ``python -m loong_jax.main --config=configs/NAME.py[:variant] --workdir=DIR [--config.field=value]``.
+"""The command line.
+
+    python -m loong_jax.main --config=configs/NAME.py[:variant] --workdir=DIR [--config.field=value ...]
 
 Parses flags, turns the ConfigDict into a job, writes ``<workdir>/config.json`` and runs the job.
 """

@@ -116,8 +116,9 @@ def load(workdir: str | Path, mesh: MeshConfig | None = None) -> Pipeline:
         tokenizer = VideoTokenizer.load(tokenizer_path)
     if tokenizer.fingerprint != meta["tokenizer_fingerprint"]:
         raise ValueError(
-            f"The model in {workdir} was trained on ids of tokenizer {meta['tokenizer_fingerprint']}, but {tokenizer_path} "
-            f"holds {tokenizer.fingerprint}: its ids mean other pictures. Bring back the tokenizer it was trained with."
+            f"The model in {workdir} was trained on ids of tokenizer {meta['tokenizer_fingerprint']}, but "
+            f"{tokenizer_path} holds {tokenizer.fingerprint}: its ids mean other pictures. "
+            "Bring back the tokenizer it was trained with."
         )
     _, abstract = transformer.abstract_params(job.model)
     shardings = sharding.tree_shardings(

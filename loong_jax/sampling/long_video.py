@@ -1,8 +1,8 @@
 """Video of any length: rounds of one clip each, every round starting from the re-encoded last frames of the one before.
 
-Re-encoding (Loong section 3.4): ids from the middle of a clip were made with knowledge of the frames before them, so they
-are not what a clip starts with. The last frames are therefore decoded to pixels and encoded again as if a clip began
-there, and the model continues from the text and these ids.
+Re-encoding (Loong section 3.4): ids from the middle of a clip were made with knowledge of the frames before them, so
+they are not what a clip starts with. The last frames are therefore decoded to pixels and encoded again as if a clip
+began there, and the model continues from the text and these ids.
 """
 
 import dataclasses

@@ -107,7 +107,7 @@ class FrameNorm(nnx.Module):
 
 
 class ResBlock(nnx.Module):
-    """Norm, swish, convolution, twice, around a skip (paper.md 2.3)."""
+    """Norm, swish, convolution, twice, around a skip (MAGVIT-v2, appendix A.2)."""
 
     def __init__(
         self,

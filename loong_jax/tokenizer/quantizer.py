@@ -1,4 +1,4 @@
-"""Clustering vector quantization: nearest code, straight-through gradient, and the online update that keeps codes alive.
+"""Clustering vector quantization: nearest code, straight-through gradient, and the update that keeps codes alive.
 
 Source: "Online Clustered Codebook" (arXiv 2307.15139); the update rule is written out in ``cluster_codebook``.
 """
@@ -30,7 +30,7 @@ class ClusterState:
 
 
 class Quantized(NamedTuple):
-    """What quantization gives: codes with straight-through gradient, their ids, the loss, and the latents as compared."""
+    """Codes with straight-through gradient, their ids, the loss, and the latents as they were compared."""
 
     latents: Float[Array, "... d"]
     ids: Int[Array, "..."]
