@@ -22,7 +22,7 @@ def next_id_loss(
     frame_ids: Int[Array, "b t"],
     num_frames: int,
 ) -> NextIdLoss:
-    """Weighted mean cross-entropy, sum(w * ce) / sum(w) over the whole batch (Loong section 3.3; the formula is a choice).
+    """Weighted mean cross-entropy, sum(w * ce) / sum(w) over the whole batch (Loong section 3.3).
 
     Args:
         logits: float32 scores of the target columns only.
