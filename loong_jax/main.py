@@ -49,6 +49,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None or _WORKDIR.value is None:
             raise ValueError("Both --config=configs/NAME.py and --workdir=DIR are needed.")
+        _CONFIG.value.to_dict()  # a file that failed to load raises here, not when it was parsed
         return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(error)
@@ -68,6 +69,8 @@ def _main(argv: list[str]) -> None:
 
 def _fail(error: Exception) -> None:
     message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+    # ml_collections quotes the whole traceback of a config file that failed; its last line says what is wrong.
+    message = message.strip().splitlines()[-1].strip().removeprefix("loong_jax.config.ConfigError: ")
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
