@@ -40,6 +40,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
+        # What evaluation needs beyond the core: nothing so far.
+        "eval": [],
         # To look at the curves and pictures that a training writes.
         "demo": ["tensorboard>=2.18"],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.17", "pre-commit>=4"],

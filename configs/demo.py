@@ -41,9 +41,9 @@ TOKENIZER = TokenizerConfig(
     quantizer=QuantizerConfig(num_codes=1024, dim=16, commitment_weight=0.05),
 )
 MODEL = TransformerConfig(
-    num_layers=6, model_dim=256, num_heads=4, num_kv_heads=4, mlp_dim=704, num_video_ids=1024, max_length=384
+    num_layers=4, model_dim=256, num_heads=4, num_kv_heads=4, mlp_dim=704, num_video_ids=1024, max_length=384
 )
-DATA = DataConfig(frame_size=32, num_frames=65, num_clips=3072, num_images=8192, max_text_ids=24)
+DATA = DataConfig(frame_size=32, num_frames=65, num_clips=2048, num_images=8192, max_text_ids=24)
 
 
 def get_config(variant: str = ""):
@@ -62,22 +62,23 @@ def _full() -> DemoJob:
         data=dataclasses.replace(DATA, num_frames=1),
         optimizer=optimizer,
         train=TrainConfig(
-            num_steps=1400, batch_size=64, log_every=50, checkpoint_every=200, eval_every=200, eval_batches=2
+            num_steps=1500, batch_size=64, log_every=50, checkpoint_every=250, eval_every=250, eval_batches=2
         ),
     )
     clips = dataclasses.replace(
         images,
         init_from="../image_tokenizer",
+        freeze_encoder=True,  # the last frame of four and the codes before tell the decoder all there is to know
         data=dataclasses.replace(DATA, num_frames=17),
         train=TrainConfig(
-            num_steps=300, batch_size=12, log_every=25, checkpoint_every=50, eval_every=100, eval_batches=4
+            num_steps=600, batch_size=8, log_every=50, checkpoint_every=100, eval_every=100, eval_batches=4
         ),
     )
     stages = {}
     for stage, before, num_frames, share, weight, num_steps, batch in (
-        ("stage1", "", 1, 0.0, 0.0, 300, 64),
-        ("stage2", "../stage1", 17, 0.2, 0.0, 300, 32),
-        ("stage3", "../stage2", 65, 0.1, 1.0, 500, 16),
+        ("stage1", "", 1, 0.0, 0.0, 200, 64),
+        ("stage2", "../stage1", 17, 0.2, 0.0, 250, 32),
+        ("stage3", "../stage2", 65, 0.1, 1.0, 400, 16),
     ):
         stages[stage] = LanguageModelJob(
             init_from=before,
@@ -113,4 +114,4 @@ def _debug(job: DemoJob) -> DemoJob:
     parts = {
         name: shrunk(getattr(job, name)) for name in ("image_tokenizer", "tokenizer", "stage1", "stage2", "stage3")
     }
-    return dataclasses.replace(job, num_eval_prompts=2, **parts)
+    return dataclasses.replace(job, num_eval_clips=4, num_eval_prompts=2, **parts)

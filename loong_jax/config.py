@@ -107,12 +107,8 @@ class TokenizerConfig:
             require(set(strides) <= {1, 2}, f"tokenizer.{field}", strides, "each stride must be 1 or 2")
         for multiplier in self.channel_multipliers:
             channels = multiplier * self.base_channels
-            require(
-                channels % self.norm_groups == 0,
-                "tokenizer.norm_groups",
-                self.norm_groups,
-                f"it must divide every level's channels, and one level has {channels}",
-            )
+            allowed = f"it must divide every level's channels, and one level has {channels}"
+            require(channels % self.norm_groups == 0, "tokenizer.norm_groups", self.norm_groups, allowed)
 
     @property
     def temporal_factor(self) -> int:
@@ -140,12 +136,8 @@ class TokenizerConfig:
 
     def latent_size(self, frame_size: int) -> int:
         """Latent height (= width) of frames of ``frame_size`` pixels."""
-        require(
-            frame_size > 0 and frame_size % self.spatial_factor == 0,
-            "frame_size",
-            frame_size,
-            f"it must be a multiple of {self.spatial_factor}",
-        )
+        is_multiple = frame_size > 0 and frame_size % self.spatial_factor == 0
+        require(is_multiple, "frame_size", frame_size, f"it must be a multiple of {self.spatial_factor}")
         return frame_size // self.spatial_factor
 
 
@@ -335,6 +327,7 @@ class TokenizerJob:
     task: str = "tokenizer"
     seed: int = 0
     init_from: str = ""  # workdir of another tokenizer training to start from, relative to this workdir
+    freeze_encoder: bool = False  # train the decoder alone: ids stay what they are in init_from
     mesh: MeshConfig = MeshConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
@@ -344,6 +337,8 @@ class TokenizerJob:
     def __post_init__(self):
         self.tokenizer.latent_frames(self.data.num_frames)
         self.tokenizer.latent_size(self.data.frame_size)
+        has_encoder = not self.freeze_encoder or self.init_from != ""
+        require(has_encoder, "freeze_encoder", True, "give the training whose encoder to keep, --config.init_from=DIR")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,7 +386,11 @@ class DemoJob:
     stage2: LanguageModelJob = LanguageModelJob()
     stage3: LanguageModelJob = LanguageModelJob()
     sample: SampleJob = SampleJob()
-    num_eval_prompts: int = 64
+    num_eval_clips: int = 256  # held-out clips for PSNR and codebook usage
+    num_eval_prompts: int = 64  # held-out prompts that are sampled and read
+
+    def __post_init__(self):
+        _require_positive(self, "num_eval_clips", "num_eval_prompts")
 
 
 Job = TokenizerJob | LanguageModelJob | SampleJob | DemoJob

@@ -60,13 +60,13 @@ def _reconstruct(job: DemoJob, tokenizer: VideoTokenizer, samples: Path) -> dict
     """PSNR and codebook usage on held-out clips of stage 3's length, and a strip of originals over reconstructions."""
     data = job.stage3.data
     source = MovingDigits("test", data.frame_size, data.num_frames, data.two_digit_share)
-    originals = np.stack([source[index]["video"] for index in range(job.num_eval_prompts)])
+    originals = np.stack([source[index]["video"] for index in range(job.num_eval_clips)])
     ids = tokenizer.encode(originals)
     decoded = tokenizer.decode(ids)
     rows = [video for pair in zip(originals[:4], decoded[:4], strict=True) for video in pair]
     write_image(samples / "reconstruction.png", contact_sheet(rows, columns=12))
     return {
-        "psnr": float(np.mean([psnr(a, b) for a, b in zip(originals, decoded, strict=True)])),
+        "psnr": float(psnr(originals, decoded).mean()),
         "codebook_usage": float(codebook_usage(ids, tokenizer.config.quantizer.num_codes)),
     }
 

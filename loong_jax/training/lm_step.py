@@ -60,7 +60,7 @@ def make_train_step(
 
         grads, result = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = result._asdict() | {"grad_norm": optax.global_norm(grads)}
+        metrics = result._asdict() | {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, ()), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))

@@ -19,6 +19,9 @@ from loong_jax.training.metrics import say
 from loong_jax.training.optimizer import make_optimizer
 from loong_jax.training.state import TrainState, create_state
 from loong_jax.training.tokenizer_step import make_eval_step, make_train_step
+from loong_jax.video import contact_sheet, write_image
+
+_NUM_DRAWN = 8  # held-out videos, and frames of each, in the picture of reconstructions
 
 
 def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
@@ -73,7 +76,20 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
             meta={"config": to_json_dict(job)},
         )
     )
-    return VideoTokenizer(job.tokenizer, state.params)
+    tokenizer = VideoTokenizer(job.tokenizer, state.params)
+    if job.train.eval_batches:
+        _draw_reconstructions(tokenizer, held_out[0]["video"][:_NUM_DRAWN], workdir / "samples" / "reconstruction.png")
+    return tokenizer
+
+
+def _draw_reconstructions(tokenizer: VideoTokenizer, originals: np.ndarray, path: Path) -> None:
+    """A strip of each held-out video over its reconstruction; for single frames, all side by side."""
+    decoded = tokenizer.decode(tokenizer.encode(originals))
+    if originals.shape[1] == 1:
+        rows = [originals[:, 0], decoded[:, 0]]
+    else:
+        rows = [video for pair in zip(originals, decoded, strict=True) for video in pair]
+    write_image(path, contact_sheet(rows, columns=min(len(rows[0]), _NUM_DRAWN)))
 
 
 def _start_from(state: TrainState, workdir: Path) -> TrainState:

@@ -30,12 +30,14 @@ def make_train_step(
     """Build the jitted step ``(state, {"video": uint8 [b, t, h, w, 3]}) -> (state, metrics)``; the state is donated.
 
     The codebook takes the gradient computed on the old codes and the clustering update of this batch in the same
-    step, as the paper's code does.
+    step, as the paper's code does. With ``job.freeze_encoder`` encoder and codebook stay as they are.
     """
     graphdef, _ = abstract_autoencoder(job.tokenizer)
     quantizer = job.tokenizer.quantizer
+    frozen = ("encoder", "quantizer") if job.freeze_encoder else ()
 
     def loss_fn(params, video, active):
+        params = params | {name: jax.lax.stop_gradient(params[name]) for name in frozen}
         output = nnx.merge(graphdef, params)(video, active)
         reconstruction = jnp.square(output.video - video).mean()
         return reconstruction + output.quantized.loss, (reconstruction, output.quantized)
@@ -47,6 +49,7 @@ def make_train_step(
         (loss, (reconstruction, quantized)), grads = grad_fn(state.params, video, active)
         params, extra, share = _cluster(state, quantized)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates = updates | {name: jax.tree.map(jnp.zeros_like, updates[name]) for name in frozen}  # no weight decay
         metrics = {
             "loss": loss,
             "reconstruction": reconstruction,
@@ -54,7 +57,7 @@ def make_train_step(
             "codebook_loss": quantized.loss,
             "codebook_usage": (share > 0).mean(),
             "codebook_perplexity": perplexity(share),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
         }
         return TrainState(state.step + 1, optax.apply_updates(params, updates), opt_state, extra), metrics
 
@@ -63,7 +66,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(job.seed), state.step)
         ids = quantized.ids.reshape(-1)
         moved, extra, share = cluster_codebook(codebook, state.extra, quantized.compared, ids, key, quantizer)
-        if not quantizer.clustering:
+        if frozen or not quantizer.clustering:
             return state.params, state.extra, share
         return state.params | {"quantizer": {"codebook": moved}}, extra, share
 
