@@ -41,9 +41,9 @@ TOKENIZER = TokenizerConfig(
     quantizer=QuantizerConfig(num_codes=1024, dim=16, commitment_weight=0.05),
 )
 MODEL = TransformerConfig(
-    num_layers=4, model_dim=256, num_heads=4, num_kv_heads=4, mlp_dim=704, num_video_ids=1024, max_length=384
+    num_layers=3, model_dim=256, num_heads=4, num_kv_heads=4, mlp_dim=704, num_video_ids=1024, max_length=384
 )
-DATA = DataConfig(frame_size=32, num_frames=65, num_clips=2048, num_images=8192, max_text_ids=24)
+DATA = DataConfig(frame_size=32, num_frames=65, num_clips=1536, num_images=8192, max_text_ids=24)
 
 
 def get_config(variant: str = ""):
@@ -62,7 +62,7 @@ def _full() -> DemoJob:
         data=dataclasses.replace(DATA, num_frames=1),
         optimizer=optimizer,
         train=TrainConfig(
-            num_steps=1500, batch_size=64, log_every=50, checkpoint_every=250, eval_every=250, eval_batches=2
+            num_steps=900, batch_size=64, log_every=50, checkpoint_every=150, eval_every=150, eval_batches=2
         ),
     )
     clips = dataclasses.replace(
@@ -71,14 +71,14 @@ def _full() -> DemoJob:
         freeze_encoder=True,  # the last frame of four and the codes before tell the decoder all there is to know
         data=dataclasses.replace(DATA, num_frames=17),
         train=TrainConfig(
-            num_steps=600, batch_size=8, log_every=50, checkpoint_every=100, eval_every=100, eval_batches=4
+            num_steps=400, batch_size=6, log_every=50, checkpoint_every=100, eval_every=100, eval_batches=4
         ),
     )
     stages = {}
     for stage, before, num_frames, share, weight, num_steps, batch in (
-        ("stage1", "", 1, 0.0, 0.0, 200, 64),
-        ("stage2", "../stage1", 17, 0.2, 0.0, 250, 32),
-        ("stage3", "../stage2", 65, 0.1, 1.0, 400, 16),
+        ("stage1", "", 1, 0.0, 0.0, 250, 64),
+        ("stage2", "../stage1", 17, 0.1, 0.0, 300, 24),
+        ("stage3", "../stage2", 65, 0.1, 1.0, 350, 12),
     ):
         stages[stage] = LanguageModelJob(
             init_from=before,
@@ -87,7 +87,7 @@ def _full() -> DemoJob:
                 DATA, num_frames=num_frames, image_share=share, cached_frames=0 if num_frames == 1 else 65
             ),
             loss=LossConfig(early_frames=5, early_weight=weight),
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=30, end_fraction=0.1),
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=30, end_fraction=0.05),
             train=TrainConfig(
                 num_steps=num_steps,
                 batch_size=batch,

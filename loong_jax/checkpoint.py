@@ -33,7 +33,11 @@ class Checkpointer:
         self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)))
 
     def restore(self, step: int, abstract: Any) -> Any:
-        """Read the checkpoint of ``step`` into the shapes and shardings of ``abstract``, on any mesh."""
+        """Read the checkpoint of ``step`` into the shapes and shardings of ``abstract``, on any mesh.
+
+        Raises:
+            ValueError: its arrays have other names or shapes, or it is damaged.
+        """
         return dataclasses.replace(abstract, **_restore(self._manager, step, _items(abstract)))
 
     def close(self) -> None:
@@ -81,30 +85,47 @@ def load_meta(workdir: str | Path) -> dict:
     """The meta of the newest checkpoint of a training.
 
     Raises:
-        ValueError: there is no complete checkpoint in ``workdir``.
+        ValueError: there is no complete checkpoint in ``workdir``, or it is damaged.
     """
     with _newest(workdir) as manager:
-        return manager.restore(manager.latest_step(), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        step = manager.latest_step()
+        with _damage_named(manager, step):
+            return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
 
 def load_parts(workdir: str | Path, abstract: dict[str, Any]) -> dict[str, Any]:
     """Parts of the newest checkpoint of a training, e.g. {"params": ...}, in the shapes and shardings of ``abstract``.
 
     Raises:
-        ValueError: there is no complete checkpoint, or its arrays have other names or shapes.
+        ValueError: there is no complete checkpoint, its arrays have other names or shapes, or it is damaged.
     """
     with _newest(workdir) as manager:
-        step = manager.latest_step()
-        stored = manager.item_metadata(step)
-        for name, wanted in abstract.items():
-            _check_same(workdir, stored[name], {name: wanted})
-        return _restore(manager, step, abstract)
+        return _restore(manager, manager.latest_step(), abstract)
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    with _damage_named(manager, step):
+        stored = manager.item_metadata(step)
+    for name, wanted in abstract.items():
+        _check_same(manager.directory.parent, stored[name] if name in stored.keys() else {}, {name: wanted})
     items = {name: ocp.args.StandardRestore({name: value}) for name, value in abstract.items()}
-    restored = manager.restore(step, args=ocp.args.Composite(**items))
+    with _damage_named(manager, step):
+        restored = manager.restore(step, args=ocp.args.Composite(**items))
     return {name: restored[name][name] for name in abstract}
+
+
+@contextlib.contextmanager
+def _damage_named(manager: ocp.CheckpointManager, step: int):
+    """One sentence for what orbax, tensorstore and json raise, of any type, where a file is cut or missing."""
+    try:
+        yield
+    except Exception as error:
+        folder = manager.directory / str(step)
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(
+            f"The checkpoint {folder} cannot be read; it seems damaged ({reason}): "
+            "delete that folder to go on from the checkpoint before it."
+        ) from error
 
 
 def _check_same(workdir: str | Path, stored: Any, wanted: Any) -> None:

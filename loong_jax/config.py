@@ -29,6 +29,12 @@ def _require_positive(owner: Any, *fields: str) -> None:
         require(value > 0, field, value, "it must be greater than 0")
 
 
+def _require_not_negative(owner: Any, *fields: str) -> None:
+    for field in fields:
+        value = getattr(owner, field)
+        require(value >= 0, field, value, "it cannot be negative")
+
+
 def _require_share(owner: Any, *fields: str) -> None:
     for field in fields:
         value = getattr(owner, field)
@@ -71,6 +77,7 @@ class QuantizerConfig:
 
     def __post_init__(self):
         _require_positive(self, "num_codes", "dim")
+        _require_not_negative(self, "commitment_weight", "codebook_weight", "start_step")
         require_choice("quantizer.distance", self.distance, ("cosine", "l2"))
         require_choice("quantizer.anchor", self.anchor, ("closest", "random", "probrandom"))
         require(0 < self.decay < 1, "quantizer.decay", self.decay, "it must lie in (0, 1)")
@@ -94,6 +101,10 @@ class TokenizerConfig:
 
     def __post_init__(self):
         _require_positive(self, "base_channels", "patch_size", "num_res_blocks", "norm_groups")
+        _require_not_negative(self, "num_mid_blocks")
+        multipliers = self.channel_multipliers
+        is_possible = len(multipliers) > 0 and min(multipliers) > 0
+        require(is_possible, "tokenizer.channel_multipliers", multipliers, "one or more numbers, each greater than 0")
         require_choice("tokenizer.compute_dtype", self.compute_dtype, _DTYPES)
         steps = len(self.channel_multipliers) - 1
         for field in ("temporal_strides", "spatial_strides"):
@@ -163,20 +174,14 @@ class TransformerConfig:
         _require_positive(
             self, "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_dim", "num_video_ids", "max_length"
         )
+        _require_positive(self, "rope_theta")
+        _require_not_negative(self, "num_text_ids", "norm_eps")
         require_choice("model.remat", self.remat, ("none", "dots", "full"))
         require_choice("model.compute_dtype", self.compute_dtype, _DTYPES)
-        require(
-            self.model_dim % (2 * self.num_heads) == 0,
-            "model.num_heads",
-            self.num_heads,
-            f"model_dim {self.model_dim} must be a multiple of 2 x num_heads",
-        )
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            "model.num_kv_heads",
-            self.num_kv_heads,
-            f"it must divide num_heads {self.num_heads}",
-        )
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        allowed = f"model_dim {self.model_dim} must be a multiple of 2 x num_heads"
+        require(self.model_dim % (2 * heads) == 0, "model.num_heads", heads, allowed)
+        require(heads % kv_heads == 0, "model.num_kv_heads", kv_heads, f"it must divide num_heads {heads}")
 
     @property
     def head_dim(self) -> int:
@@ -234,20 +239,14 @@ class DataConfig:
 
     def __post_init__(self):
         require_choice("data.source", self.source, ("moving_digits", "video_folder"))
-        require(
-            self.source != "video_folder" or self.path != "",
-            "data.path",
-            self.path,
-            "source 'video_folder' needs the folder: --config.data.path=DIR",
-        )
+        has_path = self.source != "video_folder" or self.path != ""
+        require(has_path, "data.path", self.path, "source 'video_folder' needs the folder: --config.data.path=DIR")
         _require_positive(self, "frame_size", "num_frames", "fps", "num_threads", "max_text_ids", "num_clips")
+        _require_not_negative(self, "num_images")
         _require_share(self, "two_digit_share", "image_share", "text_drop")
-        require(
-            self.cached_frames == 0 or self.cached_frames >= self.num_frames,
-            "data.cached_frames",
-            self.cached_frames,
-            f"use 0, or at least num_frames ({self.num_frames})",
-        )
+        is_enough = self.cached_frames == 0 or self.cached_frames >= self.num_frames
+        allowed = f"use 0, or at least num_frames ({self.num_frames})"
+        require(is_enough, "data.cached_frames", self.cached_frames, allowed)
         require(self.held_out_every >= 2, "data.held_out_every", self.held_out_every, "it must be at least 2")
 
 
@@ -265,8 +264,11 @@ class OptimizerConfig:
 
     def __post_init__(self):
         _require_positive(self, "learning_rate", "clip_norm")
-        require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "it cannot be negative")
-        _require_share(self, "end_fraction", "b1", "b2")
+        _require_not_negative(self, "warmup_steps", "weight_decay")
+        _require_share(self, "end_fraction")
+        for field in ("b1", "b2"):
+            value = getattr(self, field)
+            require(0 <= value < 1, f"optimizer.{field}", value, "it must lie in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,8 +279,7 @@ class LossConfig:
     early_weight: float = 1.0  # lambda; 0 is plain cross-entropy
 
     def __post_init__(self):
-        require(self.early_frames >= 0, "loss.early_frames", self.early_frames, "it cannot be negative")
-        require(self.early_weight >= 0, "loss.early_weight", self.early_weight, "it cannot be negative")
+        _require_not_negative(self, "early_frames", "early_weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +298,7 @@ class TrainConfig:
         _require_positive(
             self, "num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every"
         )
+        _require_not_negative(self, "eval_batches")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +315,7 @@ class SamplingConfig:
 
     def __post_init__(self):
         _require_positive(self, "seconds", "temperature")
-        require(self.top_k >= 0, "sampling.top_k", self.top_k, "use 0 for all codes, or a positive number")
+        _require_not_negative(self, "top_k")  # 0: all codes
         require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "it must lie in (0, 1]")
         _require_share(self, "min_p")
         require(self.guidance_scale >= 1, "sampling.guidance_scale", self.guidance_scale, "it must be at least 1")
@@ -371,7 +373,7 @@ class SampleJob:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        require(self.prompt.strip() != "", "prompt", self.prompt, "give some text")
+        require(self.prompt.strip(" \n\t|") != "", "prompt", self.prompt, "give some text")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,11 +40,13 @@ def from_config_dict(values: Any) -> Job:
         ConfigError: a field is unknown, has the wrong type, or an impossible value.
     """
     values = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
+    require(isinstance(values, dict), "config", values, "it must be a group of settings")
     require_choice("task", values.get("task"), tuple(JOBS))
     return _build(JOBS[values["task"]], values, "")
 
 
 def _build(cls: type, values: dict, prefix: str) -> Any:
+    require(isinstance(values, dict), prefix.rstrip(".") or "config", values, "it must be a group of settings")
     types = typing.get_type_hints(cls)
     unknown = [name for name in values if name not in types]
     if unknown:
@@ -59,12 +61,12 @@ def _build(cls: type, values: dict, prefix: str) -> Any:
     try:
         return cls(**kwargs)
     except ConfigError as error:
-        raise ConfigError(f"In {prefix or 'config.'}: {error}") from None
+        raise ConfigError(f"In {prefix.rstrip('.') or 'config'}: {error}") from None
 
 
 def _checked(expected: type, value: Any, field: str) -> Any:
     if typing.get_origin(expected) is tuple:
-        ok = isinstance(value, (tuple, list)) and all(isinstance(item, int) for item in value)
+        ok = isinstance(value, (tuple, list)) and all(type(item) is int for item in value)
         require(ok, field, value, "it must be a tuple of integers")
         return tuple(value)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):

@@ -27,12 +27,15 @@ COLORS = {
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-# In units of a 32-pixel frame: digits are 12 pixels wide, move one pixel a frame, and start on every fourth pixel.
+# In units of a 32-pixel frame: digits are 12 pixels wide, keep 2 from the border, move two a frame, and start on every
+# eighth, so that every fourth frame shows them at the same place within the tokenizer's cells of 8 pixels.
 _UNITS = 32
 _DIGIT = 12
-_TRAVEL = _UNITS - _DIGIT
-_GRID = 4
-_FREE_STEPS = 8  # frames before the first bounce, at least
+_MARGIN = 2
+_TRAVEL = _UNITS - _DIGIT - 2 * _MARGIN
+_SPEED = 2
+_GRID = 8
+_FREE_STEPS = 4  # frames before the first bounce, at least
 
 _ONE_DIGIT = (
     "a {color} {digit} moves {direction}",
@@ -152,7 +155,7 @@ def render(scenes: tuple[Scene, ...], split: str, scale: int, num_frames: int, r
     for scene in scenes:
         sprite = images[rng.choice(np.flatnonzero(labels == scene.digit))]
         colored = sprite[..., None] * np.array(COLORS[scene.color], np.uint8)
-        rows, columns = (scale * path for path in _paths(scene.direction, num_frames, rng))
+        rows, columns = (scale * (_MARGIN + path) for path in _paths(scene.direction, num_frames, rng))
         side = len(sprite)
         for frame, row, column in zip(video, rows, columns, strict=True):
             window = frame[row : row + side, column : column + side]
@@ -161,10 +164,11 @@ def render(scenes: tuple[Scene, ...], split: str, scale: int, num_frames: int, r
 
 
 def _paths(direction: str, num_frames: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Row and column of the digit's corner in every frame, in 32-pixel units, bouncing off the border."""
+    """Row and column of the digit's corner in every frame, from the margin on, bouncing at the border."""
     paths = []
-    for velocity in DIRECTIONS[direction]:
-        free = _FREE_STEPS if velocity else 0
+    for step in DIRECTIONS[direction]:
+        velocity = _SPEED * step
+        free = _FREE_STEPS * abs(velocity)
         start = _GRID * rng.integers(free // _GRID, _TRAVEL // _GRID + 1)  # room ahead when moving towards 0
         start = _TRAVEL - start if velocity > 0 else start
         unfolded = (start + velocity * np.arange(num_frames)) % (2 * _TRAVEL)

@@ -20,11 +20,11 @@ from loong_jax.data.moving_digits import COLORS, DIRECTIONS, Scene, digit_images
 _GRID = 32
 _DIGIT = 12
 _CROP = 15  # leaves a margin around a digit that is centered by its mass
-_FREE_STEPS = 8  # frames before the first bounce
+_FREE_STEPS = 4  # frames before the first bounce
 
 _MIN_SATURATION = 0.2  # of a pixel that counts as colored, where 1 is a pure color
 _MIN_MASS = 8.0  # of one digit in one frame, in pure pixels; the thinnest has about 30
-_MIN_SPEED = 0.25  # per frame; digits move by 1
+_MIN_SPEED = 0.5  # per frame; digits move by 2
 _COLOR_SHARE = 0.7  # of the colored pixels must be in the wanted colors
 _MOST = 0.7  # share of the frames of a window that must be right
 _COMPACT = 0.5  # share of a color's mass that must lie in one digit's square

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from loong_jax.config import TransformerConfig
 from loong_jax.models.attention import attention, causal_segment_mask
 from loong_jax.models.kv_cache import KVCache
-from loong_jax.models.layers import rms_norm, rope, swiglu
+from loong_jax.models.layers import Rotation, project, rms_norm, rotate, rotation, swiglu
 from loong_jax.sharding import constrain
 
 _INIT_STDDEV = 0.02
@@ -68,9 +68,10 @@ class Transformer(nnx.Module):
         """Final hidden states of whole sequences, each place seeing its own segment up to itself."""
         mask = causal_segment_mask(segment_ids)
         layers = _layer_params(self.blocks, self.compute_dtype)
+        turn = rotation(positions, self.config.head_dim, self.config.rope_theta)
 
         def layer(x, params):
-            attended = self._attend(x, params, positions, lambda q, k, v: attention(q, k, v, mask))
+            attended = self._attend(x, params, turn, lambda q, k, v: attention(q, k, v, mask))
             return self._mlp(attended, params), None
 
         if self.config.remat != "none":
@@ -107,6 +108,7 @@ class Transformer(nnx.Module):
         slots = jnp.arange(cache.valid.shape[1])
         mask = cache_valid[:, None, :] & (slots[None, None, :] <= slot + jnp.arange(t)[None, :, None])
         layers = _layer_params(self.blocks, self.compute_dtype)
+        turn = rotation(positions, self.config.head_dim, self.config.rope_theta)
 
         def layer(index, carry):
             x, keys, values = carry
@@ -120,7 +122,7 @@ class Transformer(nnx.Module):
                 stored = (jax.lax.dynamic_index_in_dim(part, index, keepdims=False) for part in (keys, values))
                 return attention(query, *(part.astype(query.dtype) for part in stored), mask)
 
-            attended = self._attend(x, params, positions, attend)
+            attended = self._attend(x, params, turn, attend)
             return self._mlp(attended, params), keys, values
 
         carry = self._embed(tokens), cache.keys, cache.values
@@ -138,17 +140,22 @@ class Transformer(nnx.Module):
     def _norm(self, x):
         return rms_norm(x, self.final_norm[...], self.config.norm_eps)
 
-    def _attend(self, x, params, positions, attend):
+    def _attend(self, x, params, turn: Rotation, attend):
         normal = rms_norm(x, params["attention_norm"], self.config.norm_eps)
-        query, key, value = (jnp.einsum("btd,dnh->btnh", normal, params[name]) for name in ("query", "key", "value"))
-        query, key = (rope(part, positions, self.config.rope_theta) for part in (query, key))
-        out = jnp.einsum("btnh,nhd->btd", attend(query, key, value), params["output"])
+        query, key, value = (_to_heads(normal, params[name]) for name in ("query", "key", "value"))
+        query, key = (rotate(part, turn) for part in (query, key))
+        heads = attend(query, key, value)
+        out = project(heads.reshape(*x.shape[:2], -1), params["output"].reshape(-1, x.shape[-1]))
         return constrain(x + out, "batch", "length", None)
 
     def _mlp(self, x, params):
         normal = rms_norm(x, params["mlp_norm"], self.config.norm_eps)
         out = swiglu(normal, params["gate"], params["up"], params["down"])
         return constrain(x + out, "batch", "length", None)
+
+
+def _to_heads(x: Float[Array, "b t d"], weight: Float[Array, "d n h"]) -> Float[Array, "b t n h"]:
+    return project(x, weight.reshape(len(weight), -1)).reshape(*x.shape[:2], *weight.shape[1:])
 
 
 def _layer_params(blocks: Blocks, dtype: jnp.dtype) -> dict[str, Array]:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from loong_jax.sharding import constrain
+
 Past = Any  # a pytree of arrays; None at the start of a video
 
 
@@ -61,6 +63,7 @@ class CausalConv3d(nnx.Module):
             cpu=lambda frames, kernel: _convolve_by_taps(frames, kernel, self.strides),
             default=lambda frames, kernel: _convolve(frames, kernel, self.strides),
         )
+        y = constrain(y, "batch", None, None, None, None)
         if self.bias is not None:
             y = y + self.bias[...].astype(y.dtype)[None, None, None, None]
         remembered = jnp.concatenate([past, x], axis=1)[:, x.shape[1] :]

@@ -49,7 +49,10 @@ class Quantizer(nnx.Module):
         self.codebook = nnx.Param(unit(codes) if config.normalize else codes, logical_axes=(None, None))
 
     def __call__(self, latents: Float[Array, "... d"], active: Array | bool = True) -> Quantized:
-        """Quantize ``latents``; where ``active`` is False they pass through unchanged, ids and losses included."""
+        """Quantize ``latents``; where ``active`` is False the decoder gets them as they were compared.
+
+        Ids and the codebook's loss are computed all the same, so that the codes follow; the commitment loss is not.
+        """
         latents = latents.astype(jnp.float32)
         if self.config.normalize:
             latents = unit(latents)

@@ -16,6 +16,7 @@ from loong_jax.tokenizer.autoencoder import abstract_autoencoder, init_params
 
 # Latent frames processed at once after the first chunk; a video that fits in the first chunk is done whole.
 _CHUNK = 16
+_ROWS = 16  # videos processed at once
 
 
 class VideoTokenizer:
@@ -84,7 +85,12 @@ class VideoTokenizer:
         video = self._in_chunks(self._decode, ids, 1 + _CHUNK)
         return video if batched else video[0]
 
-    def _in_chunks(self, function, frames: np.ndarray, first: int) -> np.ndarray:
+    def _in_chunks(self, function, videos: np.ndarray, first: int) -> np.ndarray:
+        """Apply ``function`` to some rows and frames at a time: memory grows with neither batch nor length."""
+        starts = range(0, len(videos), _ROWS)
+        return np.concatenate([self._rows_in_chunks(function, videos[row : row + _ROWS], first) for row in starts])
+
+    def _rows_in_chunks(self, function, frames: np.ndarray, first: int) -> np.ndarray:
         done, past = function(self.params, frames[:, :first], None)
         outputs = [np.asarray(done)]
         for start in range(first, frames.shape[1], first - 1):

@@ -1,0 +1,270 @@
+"""Every check of every setting fires and says what is allowed; jobs become ConfigDicts and JSON and come back."""
+
+import dataclasses
+import json
+import typing
+
+import pytest
+
+from loong_jax import config
+from loong_jax.config import (
+    DEBUG_TOKENIZER,
+    DEBUG_TRANSFORMER,
+    JOBS,
+    ConfigError,
+    DataConfig,
+    DemoJob,
+    LanguageModelJob,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    QuantizerConfig,
+    SampleJob,
+    SamplingConfig,
+    TokenizerConfig,
+    TokenizerJob,
+    TrainConfig,
+    TransformerConfig,
+)
+from loong_jax.config_dict import from_config_dict, parse_variant, to_config_dict, to_json_dict
+
+POSITIVE, SHARE, NOT_NEGATIVE = "greater than 0", "in [0, 1]", "cannot be negative"
+
+# Class, arguments, the field as the message names it, its value there, and what the message allows.
+IMPOSSIBLE = [
+    (MeshConfig, {"data": 0}, "mesh.data", 0, "positive number, or -1"),
+    (MeshConfig, {"fsdp": -2}, "mesh.fsdp", -2, "positive number, or -1"),
+    (MeshConfig, {"sequence": 0}, "mesh.sequence", 0, "positive number, or -1"),
+    (MeshConfig, {"tensor": -3}, "mesh.tensor", -3, "positive number, or -1"),
+    (MeshConfig, {"data": -1}, "mesh", {"data": -1, "fsdp": -1, "sequence": 1, "tensor": 1}, "only one axis"),
+    (QuantizerConfig, {"num_codes": 0}, "num_codes", 0, POSITIVE),
+    (QuantizerConfig, {"dim": -1}, "dim", -1, POSITIVE),
+    (QuantizerConfig, {"distance": "l1"}, "quantizer.distance", "l1", "'cosine', 'l2'"),
+    (QuantizerConfig, {"anchor": "nearest"}, "quantizer.anchor", "nearest", "'closest', 'random', 'probrandom'"),
+    (QuantizerConfig, {"decay": 1.0}, "quantizer.decay", 1.0, "in (0, 1)"),
+    (QuantizerConfig, {"decay": 0.0}, "quantizer.decay", 0.0, "in (0, 1)"),
+    *[
+        (QuantizerConfig, {field: -1}, field, -1, NOT_NEGATIVE)
+        for field in ("commitment_weight", "codebook_weight", "start_step")
+    ],
+    (TokenizerConfig, {"num_mid_blocks": -1}, "num_mid_blocks", -1, NOT_NEGATIVE),
+    (TokenizerConfig, {"channel_multipliers": ()}, "tokenizer.channel_multipliers", (), "one or more"),
+    (TokenizerConfig, {"channel_multipliers": (1, 0)}, "tokenizer.channel_multipliers", (1, 0), "greater than 0"),
+    (TokenizerConfig, {"base_channels": 0}, "base_channels", 0, POSITIVE),
+    (TokenizerConfig, {"patch_size": 0}, "patch_size", 0, POSITIVE),
+    (TokenizerConfig, {"num_res_blocks": 0}, "num_res_blocks", 0, POSITIVE),
+    (TokenizerConfig, {"norm_groups": 0}, "norm_groups", 0, POSITIVE),
+    (TokenizerConfig, {"norm_groups": 48}, "tokenizer.norm_groups", 48, "one level has 128"),
+    (TokenizerConfig, {"compute_dtype": "fp8"}, "tokenizer.compute_dtype", "fp8", "'auto', 'float32', 'bfloat16'"),
+    (TokenizerConfig, {"temporal_strides": (2, 2)}, "tokenizer.temporal_strides", (2, 2), "need 3 strides"),
+    (TokenizerConfig, {"temporal_strides": (1, 2, 4)}, "tokenizer.temporal_strides", (1, 2, 4), "1 or 2"),
+    (TokenizerConfig, {"spatial_strides": (2, 2, 2, 2)}, "tokenizer.spatial_strides", (2, 2, 2, 2), "need 3 strides"),
+    (TokenizerConfig, {"spatial_strides": (0, 2, 2)}, "tokenizer.spatial_strides", (0, 2, 2), "1 or 2"),
+    *[
+        (TransformerConfig, {field: 0}, field, 0, POSITIVE)
+        for field in (
+            "num_layers",
+            "model_dim",
+            "num_heads",
+            "num_kv_heads",
+            "mlp_dim",
+            "num_video_ids",
+            "max_length",
+        )
+    ],
+    (TransformerConfig, {"rope_theta": 0.0}, "rope_theta", 0.0, POSITIVE),
+    *[(TransformerConfig, {field: -1}, field, -1, NOT_NEGATIVE) for field in ("num_text_ids", "norm_eps")],
+    (TransformerConfig, {"remat": "all"}, "model.remat", "all", "'none', 'dots', 'full'"),
+    (TransformerConfig, {"compute_dtype": "half"}, "model.compute_dtype", "half", "'auto', 'float32', 'bfloat16'"),
+    (TransformerConfig, {"num_heads": 7}, "model.num_heads", 7, "model_dim 1536 must be a multiple of 2 x"),
+    (TransformerConfig, {"num_kv_heads": 3}, "model.num_kv_heads", 3, "divide num_heads 16"),
+    (DataConfig, {"source": "youtube"}, "data.source", "youtube", "'moving_digits', 'video_folder'"),
+    (DataConfig, {"source": "video_folder"}, "data.path", "", "--config.data.path=DIR"),
+    *[
+        (DataConfig, {field: 0}, field, 0, POSITIVE)
+        for field in ("frame_size", "num_frames", "fps", "num_threads", "max_text_ids", "num_clips")
+    ],
+    *[(DataConfig, {field: 1.5}, field, 1.5, SHARE) for field in ("two_digit_share", "image_share", "text_drop")],
+    (DataConfig, {"num_images": -1}, "num_images", -1, NOT_NEGATIVE),
+    (DataConfig, {"cached_frames": 5}, "data.cached_frames", 5, "0, or at least num_frames (17)"),
+    (DataConfig, {"held_out_every": 1}, "data.held_out_every", 1, "at least 2"),
+    (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate", 0.0, POSITIVE),
+    (OptimizerConfig, {"clip_norm": -1.0}, "clip_norm", -1.0, POSITIVE),
+    (OptimizerConfig, {"warmup_steps": -1}, "warmup_steps", -1, NOT_NEGATIVE),
+    (OptimizerConfig, {"weight_decay": -0.1}, "weight_decay", -0.1, NOT_NEGATIVE),
+    (OptimizerConfig, {"end_fraction": -0.1}, "end_fraction", -0.1, SHARE),
+    *[(OptimizerConfig, {field: 1.0}, f"optimizer.{field}", 1.0, "in [0, 1)") for field in ("b1", "b2")],
+    (LossConfig, {"early_frames": -1}, "early_frames", -1, NOT_NEGATIVE),
+    (LossConfig, {"early_weight": -0.5}, "early_weight", -0.5, NOT_NEGATIVE),
+    *[
+        (TrainConfig, {field: 0}, field, 0, POSITIVE)
+        for field in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every")
+    ],
+    (TrainConfig, {"eval_batches": -1}, "eval_batches", -1, NOT_NEGATIVE),
+    (SamplingConfig, {"seconds": 0.0}, "seconds", 0.0, POSITIVE),
+    (SamplingConfig, {"temperature": 0.0}, "temperature", 0.0, POSITIVE),
+    (SamplingConfig, {"top_k": -1}, "top_k", -1, NOT_NEGATIVE),
+    (SamplingConfig, {"top_p": 0.0}, "sampling.top_p", 0.0, "in (0, 1]"),
+    (SamplingConfig, {"top_p": 1.1}, "sampling.top_p", 1.1, "in (0, 1]"),
+    (SamplingConfig, {"min_p": 2.0}, "min_p", 2.0, SHARE),
+    (SamplingConfig, {"guidance_scale": 0.5}, "sampling.guidance_scale", 0.5, "at least 1"),
+    (SamplingConfig, {"reencode_frames": 0}, "reencode_frames", 0, POSITIVE),
+    (TokenizerJob, {"data": DataConfig(num_frames=16)}, "num_frames", 16, "1 + a multiple of 4"),
+    (TokenizerJob, {"data": DataConfig(frame_size=100)}, "frame_size", 100, "a multiple of 8"),
+    (TokenizerJob, {"freeze_encoder": True}, "freeze_encoder", True, "--config.init_from=DIR"),
+    (SampleJob, {"prompt": " \n"}, "prompt", " \n", "give some text"),
+    (SampleJob, {"prompt": "| |"}, "prompt", "| |", "give some text"),
+    (DemoJob, {"num_eval_clips": 0}, "num_eval_clips", 0, POSITIVE),
+    (DemoJob, {"num_eval_prompts": -2}, "num_eval_prompts", -2, POSITIVE),
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs", "field", "value", "allowed"),
+    IMPOSSIBLE,
+    ids=[f"{cls.__name__}-{field}={value}" for cls, _, field, value, _ in IMPOSSIBLE],
+)
+def test_an_impossible_setting(cls, kwargs, field, value, allowed):
+    with pytest.raises(ConfigError) as error:
+        cls(**kwargs)
+    message = str(error.value)
+    assert message.startswith(f"{field}={value!r} is not possible: ") and allowed in message
+    assert isinstance(error.value, ValueError) and "\n" not in message
+
+
+def test_every_check_is_tried_above(monkeypatch):
+    checked = set()
+    monkeypatch.setattr(config, "require", lambda condition, field, value, allowed: checked.add(field))
+    for job in JOBS.values():
+        from_config_dict(to_json_dict(job()))  # builds every class inside
+    assert checked - {"task"} == {field for _, _, field, _, _ in IMPOSSIBLE}
+
+
+def test_sizes_of_latents():
+    tokenizer = TokenizerConfig()
+    assert [tokenizer.latent_frames(frames) for frames in (1, 5, 17, 65)] == [1, 2, 5, 17]
+    assert [tokenizer.pixel_frames(frames) for frames in (1, 2, 5, 17)] == [1, 5, 17, 65]
+    assert tokenizer.latent_size(128) == 16 and DEBUG_TOKENIZER.latent_size(32) == 4
+    assert dataclasses.replace(tokenizer, temporal_strides=(1, 1, 1)).latent_frames(3) == 3
+    for size in (0, -8, 12):
+        with pytest.raises(ConfigError, match=f"frame_size={size} .*multiple of 8"):
+            tokenizer.latent_size(size)
+    for frames in (0, -3, 4):
+        with pytest.raises(ConfigError, match=f"num_frames={frames} .*1 \\+ a multiple of 4"):
+            tokenizer.latent_frames(frames)
+
+
+# One job of each type, with something changed at every depth.
+TRAIN = TrainConfig(num_steps=3, keep_checkpoints=5)
+EXAMPLES = [
+    TokenizerJob(
+        seed=3,
+        init_from="../images",
+        freeze_encoder=True,
+        mesh=MeshConfig(data=2, tensor=4),
+        tokenizer=DEBUG_TOKENIZER,
+        data=DataConfig(source="video_folder", path="videos", fps=8),
+        train=TRAIN,
+    ),
+    LanguageModelJob(
+        allow_untrained_tokenizer=True,
+        tokenizer=DEBUG_TOKENIZER,
+        model=DEBUG_TRANSFORMER,
+        loss=LossConfig(early_weight=0.5),
+        train=TRAIN,
+    ),
+    SampleJob(prompt="a|b", sampling=SamplingConfig(top_p=0.5, min_p=0.1)),
+    DemoJob(tokenizer=TokenizerJob(tokenizer=DEBUG_TOKENIZER), stage2=LanguageModelJob(train=TRAIN), num_eval_clips=7),
+]
+EXAMPLE_OF = pytest.mark.parametrize("job", EXAMPLES, ids=lambda job: job.task)
+
+
+def test_there_is_an_example_of_every_job():
+    assert [type(job) for job in EXAMPLES] == list(JOBS.values())
+
+
+@EXAMPLE_OF
+def test_jobs_come_back(job):
+    assert from_config_dict(to_config_dict(job)) == job
+    assert from_config_dict(json.loads(json.dumps(to_json_dict(job)))) == job  # where tuples are lists
+    assert from_config_dict({"task": job.task}) == type(job)()
+    assert hash(from_config_dict(to_config_dict(job))) == hash(job)
+
+
+def settings(cls, values, path=()):
+    """Every class in a job with its settings: (path to it, the class, its settings)."""
+    yield path, cls, values
+    for name, field_type in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(field_type):
+            yield from settings(field_type, values[name], (*path, name))
+
+
+@EXAMPLE_OF
+def test_a_mistyped_field_is_named_at_every_depth(job):
+    values = to_json_dict(job)
+    for path, cls, inner in settings(type(job), values):
+        inner["sede"] = 1
+        with pytest.raises(ConfigError) as error:
+            from_config_dict(values)
+        fields = ", ".join(field.name for field in dataclasses.fields(cls))
+        assert str(error.value) == f"{'.'.join((*path, 'sede'))} is not a field: {cls.__name__} has {fields}."
+        del inner["sede"]
+    assert from_config_dict(values) == job
+
+
+@EXAMPLE_OF
+def test_a_wrong_type_is_named_at_every_depth(job):
+    wrong = {int: (2.5, "of type int"), float: ("much", "of type float"), str: (7, "of type str")}
+    wrong |= {bool: (1, "of type bool"), tuple[int, ...]: ((1, 2.0), "a tuple of integers")}
+    values = to_json_dict(job)
+    tried = 0
+    for path, cls, inner in settings(type(job), values):
+        for name, field_type in typing.get_type_hints(cls).items():
+            if dataclasses.is_dataclass(field_type) or (name == "task" and not path):
+                continue
+            right, (inner[name], allowed) = inner[name], wrong[field_type]
+            with pytest.raises(ConfigError) as error:
+                from_config_dict(values)
+            named = f"{'.'.join((*path, name))}={inner[name]!r} is not possible: it must be {allowed}."
+            assert str(error.value) == named
+            inner[name] = right
+            tried += 1
+    assert from_config_dict(values) == job and tried > 10
+
+
+def test_an_impossible_value_says_where_it_is():
+    values = to_json_dict(TokenizerJob())
+    values["tokenizer"]["quantizer"]["num_codes"] = -5
+    with pytest.raises(ConfigError, match=r"^In tokenizer\.quantizer.*num_codes=-5 .*greater than 0\.$"):
+        from_config_dict(values)
+
+
+def test_numbers_of_another_kind():
+    values = to_json_dict(TokenizerJob())
+    values["optimizer"]["learning_rate"] = 1
+    rate = from_config_dict(values).optimizer.learning_rate
+    assert rate == 1.0 and type(rate) is float
+    for value, said in ((float("nan"), "finite"), (float("inf"), "finite"), (True, "type float")):
+        values["optimizer"]["learning_rate"] = value
+        with pytest.raises(ConfigError, match=f"optimizer.learning_rate={value} .*{said}"):
+            from_config_dict(values)
+    values = to_json_dict(TokenizerJob())
+    values["train"]["num_steps"] = True
+    with pytest.raises(ConfigError, match="train.num_steps=True .*type int"):
+        from_config_dict(values)
+
+
+@pytest.mark.parametrize("task", ["train", None, 3])
+def test_an_unknown_task(task):
+    with pytest.raises(ConfigError) as error:
+        from_config_dict({"task": task})
+    allowed = "'tokenizer', 'language_model', 'sample', 'demo'"
+    assert str(error.value) == f"task={task!r} is not possible: choose one of {allowed}."
+
+
+def test_variants():
+    assert parse_variant("", ("debug", "3b")) == set()
+    assert parse_variant("3b,debug", ("debug", "3b")) == {"debug", "3b"}
+    with pytest.raises(ConfigError) as error:
+        parse_variant("debug,4b", ("debug", "3b"))
+    assert str(error.value) == "the config's variant='4b' is not possible: choose one of 'debug', '3b'."

@@ -1,0 +1,76 @@
+"""The demo as a user runs it, with models too small to be any good: what it leaves, and that nothing is done twice."""
+
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+import loong_jax
+
+ROOT = Path(__file__).parents[1]
+SHARES = {"digit_first", "color_first", "direction_first", "digit_last", "color_last"}
+
+
+def run_demo(workdir: Path) -> tuple[str, float]:
+    """What it says, and the seconds of work in it: those on the clock depend on what else the machine does."""
+    command = [sys.executable, "-m", "loong_jax.main", "--config=configs/demo.py:debug", f"--workdir={workdir}"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    result = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=3600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+
+
+def results_of(workdir: Path) -> dict:
+    return json.loads((workdir / "results.json").read_text())
+
+
+def written(workdir: Path) -> dict[Path, int]:
+    """When everything that takes time was written."""
+    kinds = ("**/checkpoints/*", "**/metrics.jsonl", "tokens/**/*", "samples/*.mp4", "samples/*.gif", "samples/a_*")
+    return {path: path.stat().st_mtime_ns for kind in kinds for path in workdir.glob(kind)}
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_a_minute_of_video_and_is_not_done_twice(tmp_path):
+    workdir = tmp_path / "demo"
+    said, seconds = run_demo(workdir)
+
+    stem = workdir / "samples" / "a_red_7_moves_left"
+    video = loong_jax.read_video(stem.with_suffix(".mp4"))
+    assert video.shape[0] == 390 and video.shape[-1] == 3 and video.std() > 1
+    with av.open(str(stem.with_suffix(".mp4"))) as container:
+        assert float(container.streams.video[0].average_rate) == pytest.approx(6.5)
+    assert loong_jax.read_video(stem.with_suffix(".gif")).shape[0] == 390
+    for name in ("a_red_7_moves_left.png", "reconstruction.png", "held_out_prompts.png"):
+        assert (workdir / "samples" / name).read_bytes().startswith(b"\x89PNG")
+        assert loong_jax.read_video(workdir / "samples" / name).std() > 1
+    assert loong_jax.read_video(workdir / "samples" / "held_out_prompts.mp4").shape[0] == 390
+
+    results = results_of(workdir)
+    assert set(results) == {"tokenizer", "loss", "benchmark", "minutes"}
+    assert 0 < results["tokenizer"]["psnr"] < 60 and 0 < results["tokenizer"]["codebook_usage"] <= 1
+    assert set(results["loss"]) == {"stage1", "stage2", "stage3"}
+    for loss in results["loss"].values():
+        assert set(loss) == {"first_frame", "last_frame"}
+        assert all(math.isfinite(value) and 0 < value < 2 * math.log(64) for value in loss.values())
+    for kind in ("sampled", "real"):
+        benchmark = results["benchmark"][kind]
+        assert set(benchmark) == SHARES | {"num_videos"} and benchmark["num_videos"] == 2
+        assert all(0 <= benchmark[name] <= 1 for name in SHARES)
+    assert 0 < results["minutes"] < 60
+    assert str(stem.with_suffix(".mp4")) in said and "results.json" in said
+
+    before = written(workdir)
+    assert {path.name for path in before} >= {"4", "metrics.jsonl", stem.name + ".mp4", stem.name + ".png"}
+    said_again, seconds_again = run_demo(workdir)
+    assert written(workdir) == before
+    again = results_of(workdir)
+    assert again.pop("minutes") > 0 and results.pop("minutes") > 0 and again == results
+    assert "compiling" in said and "compiling" not in said_again
+    assert seconds_again < seconds

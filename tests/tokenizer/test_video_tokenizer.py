@@ -1,0 +1,142 @@
+"""The tokenizer as users call it: what it refuses and how it says so, batches, long videos in chunks, fingerprints."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from loong_jax.config import DEBUG_TOKENIZER
+from loong_jax.tokenizer.autoencoder import abstract_autoencoder
+from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
+
+SIZE, CHUNK_FRAMES = 16, 64  # pixels; pixel frames of a chunk after the first, which has one more
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Random parameters everywhere: fresh kernels ignore earlier frames, so that chunks would not need their past."""
+    _, shapes = abstract_autoencoder(DEBUG_TOKENIZER)
+    rng = np.random.default_rng(0)
+    return VideoTokenizer(
+        DEBUG_TOKENIZER, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
+    )
+
+
+def random_video(*shape):
+    return np.random.default_rng(sum(shape)).integers(0, 256, (*shape, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("video", "got", "allowed"),
+    [
+        (np.zeros((5, 16, 16, 3), np.float32), "float32", "uint8"),
+        (np.zeros((5, 16, 16, 3), np.int8), "int8", "uint8"),
+        (np.zeros((16, 16, 3), np.uint8), "(16, 16, 3)", "[batch?, frames, height, width, 3]"),
+        (np.zeros((1, 1, 5, 16, 16, 3), np.uint8), "(1, 1, 5, 16, 16, 3)", "[batch?, frames, height, width, 3]"),
+        (np.zeros((5, 16, 16, 1), np.uint8), "(5, 16, 16, 1)", "[batch?, frames, height, width, 3]"),
+        (np.zeros((0, 16, 16, 3), np.uint8), "(0, 16, 16, 3)", "not empty"),
+        (np.zeros((0, 5, 16, 16, 3), np.uint8), "(0, 5, 16, 16, 3)", "not empty"),
+        (np.zeros((5, 0, 16, 3), np.uint8), "(5, 0, 16, 3)", "not empty"),
+        (np.zeros((4, 16, 16, 3), np.uint8), "got 4: cut it to 1", "1 + a multiple of 4"),
+        (np.zeros((2, 8, 16, 16, 3), np.uint8), "got 8: cut it to 5", "1 + a multiple of 4"),
+        (np.zeros((5, 16, 20, 3), np.uint8), "16x20", "multiples of 8"),
+        (np.zeros((5, 12, 16, 3), np.uint8), "12x16", "multiples of 8"),
+    ],
+    ids=lambda value: f"{value.dtype}{value.shape}" if isinstance(value, np.ndarray) else "",
+)
+def test_a_video_that_cannot_be_encoded(tokenizer, video, got, allowed):
+    with pytest.raises(ValueError) as error:
+        tokenizer.encode(video)
+    assert got in str(error.value) and allowed in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "got", "allowed"),
+    [
+        (np.zeros((2, 2, 2), np.float32), "float32", "integers"),
+        (np.zeros((2, 2, 2), bool), "bool", "integers"),
+        (np.zeros((2, 2), np.int32), "(2, 2)", "[batch?, latent_frames, h, w]"),
+        (np.zeros((1, 1, 2, 2, 2), np.int32), "(1, 1, 2, 2, 2)", "[batch?, latent_frames, h, w]"),
+        (np.zeros((0, 2, 2), np.int32), "(0, 2, 2)", "not empty"),
+        (np.full((2, 2, 2), 64), "64 to 64", "[0, 64)"),
+        (np.arange(-1, 7).reshape(2, 2, 2), "-1 to 6", "[0, 64)"),
+        (np.full((2, 2, 2), 2**32), f"{2**32} to {2**32}", "[0, 64)"),
+    ],
+    ids=lambda value: f"{value.dtype}{value.shape}" if isinstance(value, np.ndarray) else "",
+)
+def test_ids_that_cannot_be_decoded(tokenizer, ids, got, allowed):
+    with pytest.raises(ValueError) as error:
+        tokenizer.decode(ids)
+    assert got in str(error.value) and allowed in str(error.value)
+
+
+def test_a_batch_is_its_videos(tokenizer):
+    videos = random_video(2, 9)
+    ids = tokenizer.encode(videos)
+    assert ids.shape == (2, 3, SIZE // 8, SIZE // 8) and ids.dtype == np.int32
+    assert 0 <= ids.min() and ids.max() < 64 and len(np.unique(ids)) > 5
+    np.testing.assert_array_equal(tokenizer.encode(videos[1]), ids[1])
+    decoded = tokenizer.decode(ids)
+    assert decoded.shape == videos.shape and decoded.dtype == np.uint8
+    assert decoded.std() > 1
+    alone = tokenizer.decode(ids[1].astype(np.uint8))
+    np.testing.assert_allclose(alone.astype(int), decoded[1].astype(int), atol=1)
+
+
+def test_a_long_video_in_chunks_is_the_whole(tokenizer, monkeypatch):
+    video = random_video(1 + 2 * CHUNK_FRAMES + 8)
+    calls = []
+    for name in ("_encode", "_decode"):
+        function = getattr(tokenizer, name)
+
+        def recorded(params, frames, past, function=function):
+            calls.append((frames.shape[1], str(frames.dtype)))
+            return function(params, frames, past)
+
+        monkeypatch.setattr(tokenizer, name, recorded)
+    ids = tokenizer.encode(video)
+    pixels = tokenizer.decode(ids.astype(np.int64))
+    # Of one type, whatever came in: another would be compiled anew.
+    assert calls == [(n, "uint8") for n in (65, 64, 8)] + [(n, "int32") for n in (17, 16, 2)]
+
+    graphdef, _ = abstract_autoencoder(DEBUG_TOKENIZER)
+    model = nnx.merge(graphdef, tokenizer.params)
+    whole, _ = jax.jit(lambda model, video: model.encode(video))(model, video[None].astype(np.float32) / 127.5 - 1)
+    np.testing.assert_array_equal(ids, np.asarray(whole)[0])
+    assert len(np.unique(ids)) > 10
+    whole, _ = jax.jit(lambda model, ids: model.decode(ids))(model, ids[None])
+    whole = np.clip((np.asarray(whole, np.float64)[0] + 1) * 127.5, 0, 255)
+    assert whole.std() > 1
+    assert np.abs(pixels - whole).max() <= 0.51  # rounded to the nearest
+
+
+def test_the_fingerprint_is_of_parameters_and_config_alone(tokenizer, make_mesh):
+    fingerprint = tokenizer.fingerprint
+    assert len(fingerprint) == 16
+    copies = jax.tree.map(np.copy, tokenizer.params)
+    backwards = {name: copies[name] for name in reversed(copies)}
+    everywhere = jax.device_put(copies, jax.NamedSharding(make_mesh(fsdp=8), PartitionSpec()))
+    other = VideoTokenizer(DEBUG_TOKENIZER, copies)
+    for same in (copies, backwards, everywhere):
+        other.params = same
+        assert other.fingerprint == fingerprint
+
+    seen = {fingerprint}
+    leaves, structure = jax.tree.flatten(copies)
+    for index, leaf in enumerate(leaves):
+        changed = leaf.copy()
+        changed.flat[-1] = np.nextafter(changed.flat[-1], np.inf)
+        other.params = jax.tree.unflatten(structure, [*leaves[:index], changed, *leaves[index + 1 :]])
+        seen.add(other.fingerprint)
+    assert len(seen) == 1 + len(leaves)
+    quantizer = dataclasses.replace(DEBUG_TOKENIZER.quantizer, distance="l2")
+    by_distance = VideoTokenizer(dataclasses.replace(DEBUG_TOKENIZER, quantizer=quantizer), copies)
+    assert by_distance.fingerprint not in seen
+
+
+def test_untrained_tokenizers_differ_by_seed():
+    first, again, other = (VideoTokenizer.untrained(DEBUG_TOKENIZER, seed).fingerprint for seed in (0, 0, 1))
+    assert first == again != other

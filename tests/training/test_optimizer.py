@@ -1,0 +1,54 @@
+"""The optimizer against AdamW written out in float64 NumPy, and the corners of its schedule."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from loong_jax.config import OptimizerConfig
+from loong_jax.training.optimizer import make_optimizer, make_schedule
+
+CONFIG = OptimizerConfig(learning_rate=0.1, warmup_steps=2, b1=0.8, b2=0.9, weight_decay=0.3, clip_norm=1.0)
+NUM_STEPS = 8
+
+
+def test_schedule_warms_up_from_its_first_step_and_ends_at_its_fraction():
+    schedule = make_schedule(CONFIG, NUM_STEPS)
+    cosine = 0.5 * (1 + np.cos(np.pi * np.arange(7) / 6))
+    expected = [0.1 / 3, 0.2 / 3, *(0.1 * (0.1 + 0.9 * cosine))]
+    np.testing.assert_allclose([schedule(step) for step in range(NUM_STEPS + 1)], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_schedule_of_a_short_training_reaches_the_peak(num_steps):
+    rates = [float(make_schedule(OptimizerConfig(), num_steps)(step)) for step in range(num_steps + 1)]
+    np.testing.assert_allclose(max(rates), OptimizerConfig().learning_rate, rtol=1e-5)
+    assert min(rates) > 0
+
+
+def test_steps_are_adamw_with_clipped_gradients_and_no_decay_of_vectors():
+    rng = np.random.default_rng(0)
+    params = {"matrix": rng.normal(size=(3, 2)), "scale": rng.normal(size=4)}
+    # The norm of the first gradients is about 3 and is cut to 1; that of the second is about 0.03 and is left alone.
+    gradients = [{name: size * rng.normal(size=value.shape) for name, value in params.items()} for size in (1, 0.01)]
+
+    optimizer = make_optimizer(CONFIG, NUM_STEPS)
+    found = jax.tree.map(lambda x: x.astype(np.float32), params)
+    state, update = optimizer.init(found), jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, state = update(jax.tree.map(lambda x: x.astype(np.float32), gradient), state, found)
+        found = optax.apply_updates(found, updates)
+
+    first = {name: np.zeros_like(value) for name, value in params.items()}
+    second = {name: np.zeros_like(value) for name, value in params.items()}
+    for step, gradient in enumerate(gradients):
+        norm = np.sqrt(sum(np.square(value).sum() for value in gradient.values()))
+        rate = 0.1 * (step + 1) / 3
+        for name in params:
+            g = gradient[name] / max(norm, 1)
+            first[name] = 0.8 * first[name] + 0.2 * g
+            second[name] = 0.9 * second[name] + 0.1 * g**2
+            adam = (first[name] / (1 - 0.8 ** (step + 1))) / (np.sqrt(second[name] / (1 - 0.9 ** (step + 1))) + 1e-8)
+            decay = 0.3 * params[name] if name == "matrix" else 0
+            params[name] = params[name] - rate * (adam + decay)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, params)
