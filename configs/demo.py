@@ -76,9 +76,9 @@ def _full() -> DemoJob:
     )
     stages = {}
     for stage, before, num_frames, share, weight, num_steps, batch in (
-        ("stage1", "", 1, 0.0, 0.0, 250, 64),
-        ("stage2", "../stage1", 17, 0.1, 0.0, 300, 24),
-        ("stage3", "../stage2", 65, 0.1, 1.0, 350, 12),
+        ("stage1", "", 1, 0.0, 0.0, 300, 32),
+        ("stage2", "../stage1", 17, 0.1, 0.0, 250, 16),
+        ("stage3", "../stage2", 65, 0.1, 1.0, 300, 8),
     ):
         stages[stage] = LanguageModelJob(
             init_from=before,
@@ -87,7 +87,9 @@ def _full() -> DemoJob:
                 DATA, num_frames=num_frames, image_share=share, cached_frames=0 if num_frames == 1 else 65
             ),
             loss=LossConfig(early_frames=5, early_weight=weight),
-            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=30, end_fraction=0.05),
+            optimizer=OptimizerConfig(
+                name="muon", learning_rate=5e-3, matrix_learning_rate=0.05, warmup_steps=20, end_fraction=0.05
+            ),
             train=TrainConfig(
                 num_steps=num_steps,
                 batch_size=batch,

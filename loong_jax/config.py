@@ -171,10 +171,8 @@ class TransformerConfig:
     compute_dtype: str = "auto"
 
     def __post_init__(self):
-        _require_positive(
-            self, "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_dim", "num_video_ids", "max_length"
-        )
-        _require_positive(self, "rope_theta")
+        _require_positive(self, "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_dim", "num_video_ids")
+        _require_positive(self, "max_length", "rope_theta")
         _require_not_negative(self, "num_text_ids", "norm_eps")
         require_choice("model.remat", self.remat, ("none", "dots", "full"))
         require_choice("model.compute_dtype", self.compute_dtype, _DTYPES)
@@ -252,9 +250,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay (LlamaGen's and LLaMA's values)."""
+    """AdamW, or Muon for the layers' matrices, with linear warm-up and cosine decay (LlamaGen's and LLaMA's values)."""
 
+    name: str = "adamw"  # or "muon", for the language model only; all that is no matrix of a layer keeps AdamW
     learning_rate: float = 1e-4
+    matrix_learning_rate: float = 0.02  # of Muon
     warmup_steps: int = 1000
     end_fraction: float = 0.1  # last learning rate as a share of the peak
     b1: float = 0.9
@@ -263,7 +263,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        _require_positive(self, "learning_rate", "clip_norm")
+        require_choice("optimizer.name", self.name, ("adamw", "muon"))
+        _require_positive(self, "learning_rate", "matrix_learning_rate", "clip_norm")
         _require_not_negative(self, "warmup_steps", "weight_decay")
         _require_share(self, "end_fraction")
         for field in ("b1", "b2"):
@@ -295,9 +296,8 @@ class TrainConfig:
     eval_batches: int = 4
 
     def __post_init__(self):
-        _require_positive(
-            self, "num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every"
-        )
+        _require_positive(self, "num_steps", "batch_size", "log_every", "eval_every")
+        _require_positive(self, "checkpoint_every", "keep_checkpoints")
         _require_not_negative(self, "eval_batches")
 
 
@@ -339,6 +339,7 @@ class TokenizerJob:
     def __post_init__(self):
         self.tokenizer.latent_frames(self.data.num_frames)
         self.tokenizer.latent_size(self.data.frame_size)
+        require(self.optimizer.name == "adamw", "optimizer.name", self.optimizer.name, "the tokenizer takes 'adamw'")
         has_encoder = not self.freeze_encoder or self.init_from != ""
         require(has_encoder, "freeze_encoder", True, "give the training whose encoder to keep, --config.init_from=DIR")
 

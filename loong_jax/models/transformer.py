@@ -204,6 +204,14 @@ def logical_axes(config: TransformerConfig) -> dict:
     return nnx.to_pure_dict(axes)
 
 
+def matrix_axes(params: dict) -> dict:
+    """Input and output axes of every matrix of the layers, for optimizers that treat matrices as such; else None."""
+    axes = jax.tree.map(lambda _: None, params)
+    heads = dict.fromkeys(("query", "key", "value"), ((1,), (2, 3)))
+    axes["blocks"] |= heads | {"output": ((1, 2), (3,))} | dict.fromkeys(("gate", "up", "down"), ((1,), (2,)))
+    return axes
+
+
 def count_params(params: Any) -> int:
     """Number of parameters in a tree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -39,7 +39,7 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
     check_fits(job, tokenizer)
     frames = tokenizer.config.latent_frames(job.data.num_frames)
     train, test = _batches(job, tokenizer, frames, token_dir or workdir / "tokens")
-    optimizer = make_optimizer(job.optimizer, job.train.num_steps)
+    optimizer = make_optimizer(job.optimizer, job.train.num_steps, transformer.matrix_axes)
     state, shardings = create_state(
         lambda key: transformer.init_params(job.model, key),
         transformer.logical_axes(job.model),

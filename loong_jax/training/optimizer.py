@@ -1,32 +1,64 @@
 """The optimizer and its learning-rate schedule, both from optax."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from loong_jax.config import OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Linear warm-up to the peak, then cosine decay to ``end_fraction`` of it at ``num_steps``."""
+    return _schedule(config.learning_rate, config, num_steps)
+
+
+def _schedule(peak: float, config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     warmup = min(config.warmup_steps, num_steps // 2)
     return optax.warmup_cosine_decay_schedule(
-        init_value=config.learning_rate / (warmup + 1),
-        peak_value=config.learning_rate,
+        init_value=peak / (warmup + 1),
+        peak_value=peak,
         warmup_steps=warmup,
         decay_steps=num_steps,
-        end_value=config.learning_rate * config.end_fraction,
+        end_value=peak * config.end_fraction,
     )
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """AdamW with global-norm clipping; weight decay spares vectors (norm scales and biases)."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int, matrix_axes: Callable[[Any], Any] = lambda params: None
+) -> optax.GradientTransformation:
+    """AdamW or Muon, with global-norm clipping; weight decay spares vectors (norm scales and biases).
+
+    Args:
+        matrix_axes: for Muon (https://kellerjordan.github.io/posts/muon), params -> a tree that gives each matrix of a
+            layer its input and output axes, and None to what AdamW updates; other axes are stacks of matrices.
+    """
+    if config.name == "adamw":
+        update = optax.adamw(
             make_schedule(config, num_steps),
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
-        ),
-    )
+            mask=_has_rows,
+        )
+    else:
+        update = muon(
+            _schedule(config.matrix_learning_rate, config, num_steps),
+            weight_decay=config.weight_decay,
+            adam_learning_rate=make_schedule(config, num_steps),
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            muon_weight_dimension_numbers=lambda params: jax.tree.map(
+                lambda _, axes: None if axes is None else MuonDimensionNumbers(*axes),
+                params,
+                matrix_axes(params),
+                is_leaf=lambda leaf: leaf is None,
+            ),
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def _has_rows(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim > 1, params)

@@ -46,21 +46,25 @@ def create_state(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), init_extra(key))
 
     abstract = jax.eval_shape(init, key)
-    shardings = state_shardings(abstract, axes, optimizer, mesh)
+    shardings = state_shardings(abstract, axes, mesh)
     return jax.jit(init, out_shardings=shardings)(key), shardings
 
 
-def state_shardings(abstract: TrainState, axes: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def state_shardings(abstract: TrainState, axes: Any, mesh: Mesh) -> TrainState:
     """Shardings of a state: every moment lies where its parameter lies, everything else is replicated."""
     params = sharding.tree_shardings(mesh, abstract.params, axes)
     whole = sharding.replicated(mesh)
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda _, place: place,
-        abstract.opt_state,
-        params,
-        transform_non_params=lambda _: whole,
-    )
+    paths = jax.tree_util.tree_leaves_with_path(abstract.params)
+    places = {(path, leaf.shape): place for (path, leaf), place in zip(paths, jax.tree.leaves(params), strict=True)}
+
+    def of_moment(path, leaf):
+        # A moment's path ends in its parameter's, whatever the optimizer wraps around it.
+        ends = (places.get((path[start:], leaf.shape)) for start in range(len(path)))
+        return next((place for place in ends if place is not None), whole)
+
     return TrainState(
-        step=whole, params=params, opt_state=opt_state, extra=jax.tree.map(lambda _: whole, abstract.extra)
+        step=whole,
+        params=params,
+        opt_state=jax.tree_util.tree_map_with_path(of_moment, abstract.opt_state),
+        extra=jax.tree.map(lambda _: whole, abstract.extra),
     )
