@@ -38,12 +38,12 @@ TOKENIZER = TokenizerConfig(
     num_res_blocks=1,
     num_mid_blocks=1,
     norm_groups=8,
-    quantizer=QuantizerConfig(num_codes=1024, dim=16, commitment_weight=0.05),
+    quantizer=QuantizerConfig(num_codes=512, dim=16, commitment_weight=0.05),
 )
 MODEL = TransformerConfig(
-    num_layers=3, model_dim=256, num_heads=4, num_kv_heads=4, mlp_dim=704, num_video_ids=1024, max_length=384
+    num_layers=3, model_dim=256, num_heads=4, num_kv_heads=4, mlp_dim=704, num_video_ids=512, max_length=384
 )
-DATA = DataConfig(frame_size=32, num_frames=65, num_clips=1536, num_images=8192, max_text_ids=24)
+DATA = DataConfig(frame_size=32, num_frames=65, two_digit_share=0.1, num_clips=1536, num_images=8192, max_text_ids=24)
 
 
 def get_config(variant: str = ""):
@@ -62,7 +62,7 @@ def _full() -> DemoJob:
         data=dataclasses.replace(DATA, num_frames=1),
         optimizer=optimizer,
         train=TrainConfig(
-            num_steps=900, batch_size=64, log_every=50, checkpoint_every=150, eval_every=150, eval_batches=2
+            num_steps=1100, batch_size=64, log_every=50, checkpoint_every=275, eval_every=275, eval_batches=2
         ),
     )
     clips = dataclasses.replace(
@@ -71,14 +71,14 @@ def _full() -> DemoJob:
         freeze_encoder=True,  # the last frame of four and the codes before tell the decoder all there is to know
         data=dataclasses.replace(DATA, num_frames=17),
         train=TrainConfig(
-            num_steps=400, batch_size=6, log_every=50, checkpoint_every=100, eval_every=100, eval_batches=4
+            num_steps=450, batch_size=6, log_every=50, checkpoint_every=100, eval_every=100, eval_batches=4
         ),
     )
     stages = {}
     for stage, before, num_frames, share, weight, num_steps, batch in (
-        ("stage1", "", 1, 0.0, 0.0, 300, 32),
-        ("stage2", "../stage1", 17, 0.1, 0.0, 250, 16),
-        ("stage3", "../stage2", 65, 0.1, 1.0, 300, 8),
+        ("stage1", "", 1, 0.0, 0.0, 400, 32),
+        ("stage2", "../stage1", 17, 0.1, 0.0, 800, 16),
+        ("stage3", "../stage2", 65, 0.1, 1.0, 350, 8),
     ):
         stages[stage] = LanguageModelJob(
             init_from=before,
@@ -99,7 +99,7 @@ def _full() -> DemoJob:
                 eval_batches=4,
             ),
         )
-    sample = SampleJob(sampling=SamplingConfig(seconds=60.0, top_k=20))
+    sample = SampleJob(sampling=SamplingConfig(seconds=60.0, temperature=0.7, top_k=10))
     return DemoJob(image_tokenizer=images, tokenizer=clips, sample=sample, **stages)
 
 
