@@ -1,11 +1,14 @@
-"""The optimizer against AdamW written out in float64 NumPy, and the corners of its schedule."""
+"""AdamW against float64 NumPy, Muon against its promise, and the corners of the schedule."""
+
+import dataclasses
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from loong_jax.config import OptimizerConfig
+from loong_jax.config import DEBUG_TRANSFORMER, OptimizerConfig
+from loong_jax.models import transformer
 from loong_jax.training.optimizer import make_optimizer, make_schedule
 
 CONFIG = OptimizerConfig(learning_rate=0.1, warmup_steps=2, b1=0.8, b2=0.9, weight_decay=0.3, clip_norm=1.0)
@@ -52,3 +55,40 @@ def test_steps_are_adamw_with_clipped_gradients_and_no_decay_of_vectors():
             decay = 0.3 * params[name] if name == "matrix" else 0
             params[name] = params[name] - rate * (adam + decay)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, params)
+
+
+def test_muon_turns_each_matrix_of_each_layer_into_an_orthogonal_step():
+    """All singular values of a step are near one, whatever the gradient's; what is no matrix of a layer gets Adam's."""
+    config = dataclasses.replace(CONFIG, name="muon", matrix_learning_rate=0.5, weight_decay=0.0, clip_norm=1e9)
+    model = dataclasses.replace(DEBUG_TRANSFORMER, num_text_ids=100)
+    params = transformer.init_params(model, jax.random.key(0))
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    # Each layer's gradient has its own size: one orthogonalized over the stack would lose the smaller.
+    sizes = np.array([1.0, 1e-3])
+    gradients = jax.tree.unflatten(
+        structure, [jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
+    )
+    for name, value in gradients["blocks"].items():
+        gradients["blocks"][name] = value * sizes.reshape(-1, *[1] * (value.ndim - 1))
+    optimizer = make_optimizer(config, NUM_STEPS, transformer.matrix_axes)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+    rate = 0.5 / 3  # the first of two warm-up steps
+    for name, num_inputs in (
+        ("query", 1),
+        ("key", 1),
+        ("value", 1),
+        ("output", 2),
+        ("gate", 1),
+        ("up", 1),
+        ("down", 1),
+    ):
+        for step in np.asarray(updates["blocks"][name], np.float64):
+            rows = int(np.prod(step.shape[:num_inputs]))
+            values = np.linalg.svd(step.reshape(rows, -1), compute_uv=False)
+            scale = rate * max(1, step.size / rows / rows) ** 0.5
+            # Five iterations do not lift the very smallest one of a random square matrix all the way.
+            assert 0.5 < np.quantile(values, 0.1) / scale and values.max() / scale < 1.4
+    for name in ("embedding", "head", "final_norm"):
+        nesterov = 0.8 * 0.2 / (1 - 0.8**2) + 1  # optax gives Adam Nesterov's momentum too
+        np.testing.assert_allclose(updates[name], -0.1 / 3 * nesterov * np.sign(gradients[name]), rtol=1e-3)
