@@ -39,7 +39,7 @@ def from_config_dict(values: Any) -> Job:
     Raises:
         ConfigError: a field is unknown, has the wrong type, or an impossible value.
     """
-    values = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
+    values = values.to_dict() if hasattr(values, "to_dict") else values
     require(isinstance(values, dict), "config", values, "it must be a group of settings")
     require_choice("task", values.get("task"), tuple(JOBS))
     return _build(JOBS[values["task"]], values, "")
