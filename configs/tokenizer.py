@@ -62,7 +62,7 @@ def _small(job: TokenizerJob, is_image: bool) -> TokenizerJob:
             learning_rate=1e-3, warmup_steps=50, end_fraction=0.05, weight_decay=0.0, b1=0.5, b2=0.99
         ),
         train=TrainConfig(
-            num_steps=500 if is_image else 300,
+            num_steps=400 if is_image else 250,
             batch_size=64 if is_image else 6,
             log_every=25,
             checkpoint_every=100,
