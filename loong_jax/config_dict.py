@@ -46,7 +46,7 @@ def from_config_dict(values: Any) -> Job:
 
 
 def _build(cls: type, values: dict, prefix: str) -> Any:
-    require(isinstance(values, dict), prefix.rstrip(".") or "config", values, "it must be a group of settings")
+    require(isinstance(values, dict), prefix.rstrip("."), values, "it must be a group of settings")
     types = typing.get_type_hints(cls)
     unknown = [name for name in values if name not in types]
     if unknown:

@@ -4,8 +4,6 @@ Parameters leave the module as a nested dict (``init_params``) and come back wit
 The model knows ids and columns; which of them are video is its caller's business.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -210,8 +208,3 @@ def matrix_axes(params: dict) -> dict:
     heads = dict.fromkeys(("query", "key", "value"), ((1,), (2, 3)))
     axes["blocks"] |= heads | {"output": ((1, 2), (3,))} | dict.fromkeys(("gate", "up", "down"), ((1,), (2,)))
     return axes
-
-
-def count_params(params: Any) -> int:
-    """Number of parameters in a tree of arrays or shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from loong_jax import sharding
@@ -39,9 +40,8 @@ class Training:
 def run(training: Training) -> TrainState:
     """Train to ``config.num_steps``, from the newest checkpoint in the workdir if there is one."""
     config, state = training.config, training.state
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     mesh = " x ".join(f"{size} {name}" for name, size in training.mesh.shape.items())
-    say(f"{training.title}: {num_parameters:,} parameters on a mesh of {mesh}")
+    say(f"{training.title}: {optax.tree.size(state.params):,} parameters on a mesh of {mesh}")
     with Checkpointer(training.workdir, config.keep_checkpoints) as checkpoints, jax.set_mesh(training.mesh):
         start = checkpoints.latest_step() or 0
         if start:

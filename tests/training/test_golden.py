@@ -2,7 +2,7 @@
 
 import dataclasses
 import pprint
-from functools import cache
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -87,7 +87,7 @@ def learn_four_clips(job) -> list[dict[str, np.ndarray]]:
     else:
         config = job.tokenizer
         init, axes = (lambda key: autoencoder.init_params(config, key)), autoencoder.logical_axes(config)
-        clusters = lambda key: ClusterState.create(config.quantizer, key)  # noqa: E731
+        clusters = partial(ClusterState.create, config.quantizer)
         state, shardings = create_state(init, axes, optimizer, mesh, key, clusters)
         step = tokenizer_step.make_train_step(job, optimizer, shardings, mesh)
     metrics = []

@@ -44,6 +44,11 @@ def forget_from(workdir, step):
             folder.rmdir()
 
 
+def parameters(result):
+    """Those of a trained tokenizer, or what the language model's training returns."""
+    return jax.device_get(getattr(result, "params", result))
+
+
 def records(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "steps_per_second"} for line in lines]
@@ -52,7 +57,6 @@ def records(workdir):
 @pytest.mark.parametrize(("train", "job"), [(train_tokenizer, TOKENIZER_JOB), (train_language_model, MODEL_JOB)])
 def test_resumed_is_unbroken_bit_for_bit(train, job, tmp_path):
     workdir = tmp_path / "run"
-    parameters = lambda result: jax.device_get(getattr(result, "params", result))  # noqa: E731
     unbroken = parameters(train(job, workdir)), records(workdir)
     forget_from(workdir, 2)
     resumed = parameters(train(job, workdir)), records(workdir)
