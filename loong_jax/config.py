@@ -94,6 +94,8 @@ class TokenizerConfig:
     patch_size: int = 1  # pixels folded into channels before the first convolution
     num_res_blocks: int = 4
     num_mid_blocks: int = 2
+    encoder_res_blocks: tuple[int, ...] = ()  # of each level, then none in the middle; (): as many as the decoder
+    encoder_padding: str = "zeros"  # "edge" repeats the border, which then leaves no trace in the ids
     norm_groups: int = 32
     remat: bool = False
     compute_dtype: str = "auto"  # bfloat16 on accelerators, float32 on CPU
@@ -102,21 +104,20 @@ class TokenizerConfig:
     def __post_init__(self):
         _require_positive(self, "base_channels", "patch_size", "num_res_blocks", "norm_groups")
         _require_not_negative(self, "num_mid_blocks")
-        multipliers = self.channel_multipliers
-        is_possible = len(multipliers) > 0 and min(multipliers) > 0
+        multipliers, blocks, levels = self.channel_multipliers, self.encoder_res_blocks, len(self.channel_multipliers)
+        is_possible = levels > 0 and min(multipliers) > 0
         require(is_possible, "tokenizer.channel_multipliers", multipliers, "one or more numbers, each greater than 0")
+        is_possible = not blocks or (len(blocks) == levels and min(blocks) >= 0)
+        allowed = f"{levels} channel_multipliers need () or {levels} numbers, 0 or more"
+        require(is_possible, "tokenizer.encoder_res_blocks", blocks, allowed)
+        require_choice("tokenizer.encoder_padding", self.encoder_padding, ("zeros", "edge"))
         require_choice("tokenizer.compute_dtype", self.compute_dtype, _DTYPES)
-        steps = len(self.channel_multipliers) - 1
         for field in ("temporal_strides", "spatial_strides"):
             strides = getattr(self, field)
-            require(
-                len(strides) == steps,
-                f"tokenizer.{field}",
-                strides,
-                f"{len(self.channel_multipliers)} channel_multipliers need {steps} strides",
-            )
+            allowed = f"{levels} channel_multipliers need {levels - 1} strides"
+            require(len(strides) == levels - 1, f"tokenizer.{field}", strides, allowed)
             require(set(strides) <= {1, 2}, f"tokenizer.{field}", strides, "each stride must be 1 or 2")
-        for multiplier in self.channel_multipliers:
+        for multiplier in multipliers:
             channels = multiplier * self.base_channels
             allowed = f"it must divide every level's channels, and one level has {channels}"
             require(channels % self.norm_groups == 0, "tokenizer.norm_groups", self.norm_groups, allowed)
@@ -171,8 +172,8 @@ class TransformerConfig:
     compute_dtype: str = "auto"
 
     def __post_init__(self):
-        _require_positive(self, "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_dim", "num_video_ids")
-        _require_positive(self, "max_length", "rope_theta")
+        positive = ("num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_dim", "num_video_ids", "max_length")
+        _require_positive(self, *positive, "rope_theta")
         _require_not_negative(self, "num_text_ids", "norm_eps")
         require_choice("model.remat", self.remat, ("none", "dots", "full"))
         require_choice("model.compute_dtype", self.compute_dtype, _DTYPES)
@@ -252,7 +253,7 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW, or Muon for the layers' matrices, with linear warm-up and cosine decay (LlamaGen's and LLaMA's values)."""
 
-    name: str = "adamw"  # or "muon", for the language model only; all that is no matrix of a layer keeps AdamW
+    name: str = "adamw"  # or "muon": for matrices of layers and convolution kernels; all else keeps AdamW
     learning_rate: float = 1e-4
     matrix_learning_rate: float = 0.02  # of Muon
     warmup_steps: int = 1000
@@ -268,8 +269,7 @@ class OptimizerConfig:
         _require_not_negative(self, "warmup_steps", "weight_decay")
         _require_share(self, "end_fraction")
         for field in ("b1", "b2"):
-            value = getattr(self, field)
-            require(0 <= value < 1, f"optimizer.{field}", value, "it must lie in [0, 1)")
+            require(0 <= getattr(self, field) < 1, f"optimizer.{field}", getattr(self, field), "it must lie in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,7 +339,6 @@ class TokenizerJob:
     def __post_init__(self):
         self.tokenizer.latent_frames(self.data.num_frames)
         self.tokenizer.latent_size(self.data.frame_size)
-        require(self.optimizer.name == "adamw", "optimizer.name", self.optimizer.name, "the tokenizer takes 'adamw'")
         has_encoder = not self.freeze_encoder or self.init_from != ""
         require(has_encoder, "freeze_encoder", True, "give the training whose encoder to keep, --config.init_from=DIR")
 
@@ -352,6 +351,7 @@ class LanguageModelJob:
     seed: int = 0
     tokenizer_path: str = "../tokenizer"  # workdir of the tokenizer training, relative to this workdir
     init_from: str = ""  # workdir of the stage before, relative to this workdir; empty: from scratch
+    codebook_init: bool = False  # from scratch, similar codes start as similar ids
     allow_untrained_tokenizer: bool = False  # for debugging: a random tokenizer where tokenizer_path is missing
     tokenizer: TokenizerConfig = TokenizerConfig()  # used only for the untrained one
     mesh: MeshConfig = MeshConfig()

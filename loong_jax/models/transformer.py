@@ -195,6 +195,23 @@ def init_params(config: TransformerConfig, key: jax.Array) -> dict:
     return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(key))))
 
 
+def embed_codes(params: dict, config: TransformerConfig, codes: Float[Array, "k d"], key: jax.Array) -> dict:
+    """Start the embeddings and head columns of the video ids from the tokenizer's code vectors, by a random projection.
+
+    Similar codes then start as similar ids, and what is learned about one holds for the others; an id's column starts
+    as its embedding, so that copying is easy to learn. A tenth of the variance stays each id's own.
+    """
+    codes = codes - codes.mean(axis=0)
+    projection = jax.random.normal(key, (codes.shape[1], config.model_dim)) / codes.shape[1] ** 0.5
+    shared = _INIT_STDDEV * (codes / codes.std()) @ projection
+    ids = slice(config.num_text_ids, config.num_text_ids + config.num_video_ids)
+    rows = 0.9**0.5 * shared + 0.1**0.5 * params["embedding"][ids]
+    return params | {
+        "embedding": params["embedding"].at[ids].set(rows),
+        "head": params["head"].at[:, ids].set(rows.T),
+    }
+
+
 def logical_axes(config: TransformerConfig) -> dict:
     """Logical axis names of every parameter, in the structure of ``init_params``."""
     state = nnx.state(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))

@@ -65,6 +65,11 @@ class VideoTokenizer:
             digest.update(np.asarray(value).tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def codebook(self) -> jax.Array:
+        """The code vectors, float32 [codes, dim]."""
+        return self.params["quantizer"]["codebook"]
+
     def encode(self, video: np.ndarray) -> np.ndarray:
         """Ids, int32 in [0, num_codes), of a uint8 video.
 

@@ -40,8 +40,15 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
     frames = tokenizer.config.latent_frames(job.data.num_frames)
     train, test = _batches(job, tokenizer, frames, token_dir or workdir / "tokens")
     optimizer = make_optimizer(job.optimizer, job.train.num_steps, transformer.matrix_axes)
+
+    def init_params(key: jax.Array) -> dict:
+        params = transformer.init_params(job.model, key)
+        if job.codebook_init:
+            params = transformer.embed_codes(params, job.model, tokenizer.codebook, jax.random.fold_in(key, 1))
+        return params
+
     state, shardings = create_state(
-        lambda key: transformer.init_params(job.model, key),
+        init_params,
         transformer.logical_axes(job.model),
         optimizer,
         mesh,

@@ -32,8 +32,8 @@ def make_optimizer(
     """AdamW or Muon, with global-norm clipping; weight decay spares vectors (norm scales and biases).
 
     Args:
-        matrix_axes: for Muon (https://kellerjordan.github.io/posts/muon), params -> a tree that gives each matrix of a
-            layer its input and output axes, and None to what AdamW updates; other axes are stacks of matrices.
+        matrix_axes: for Muon (https://kellerjordan.github.io/posts/muon), params -> a tree that gives each matrix or
+            convolution kernel its input and output axes, and None to what AdamW updates; other axes are stacks.
     """
     if config.name == "adamw":
         update = optax.adamw(

@@ -35,7 +35,7 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
     test_source = make_source(job.data, "test")
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
     batches = video_batches(train_source, job.data, batch_size=job.train.batch_size, seed=job.seed, **process)
-    optimizer = make_optimizer(job.optimizer, job.train.num_steps)
+    optimizer = make_optimizer(job.optimizer, job.train.num_steps, autoencoder.matrix_axes)
     state, shardings = create_state(
         lambda key: autoencoder.init_params(job.tokenizer, key),
         autoencoder.logical_axes(job.tokenizer),

@@ -44,7 +44,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
         video = to_unit_range(batch["video"])
-        active = state.step >= quantizer.start_step
+        active = job.freeze_encoder or state.step >= quantizer.start_step
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (reconstruction, quantized)), grads = grad_fn(state.params, video, active)
         params, extra, share = _cluster(state, quantized)

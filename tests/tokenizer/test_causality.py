@@ -1,5 +1,7 @@
 """Contract 2: the tokenizer never looks ahead, chunks equal the whole, and an image is the first latent frame."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,13 @@ from loong_jax.config import DEBUG_TOKENIZER, TokenizerConfig
 from loong_jax.tokenizer.autoencoder import abstract_autoencoder
 
 FRAMES = 17
+LOCAL_TOKENIZER = dataclasses.replace(DEBUG_TOKENIZER, encoder_res_blocks=(1, 0, 0), encoder_padding="edge")
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=[DEBUG_TOKENIZER, LOCAL_TOKENIZER], ids=["usual", "local"])
+def model(request):
     """Random parameters everywhere: fresh kernels ignore earlier frames and would hide a leak."""
-    graphdef, shapes = abstract_autoencoder(DEBUG_TOKENIZER)
+    graphdef, shapes = abstract_autoencoder(request.param)
     leaves, structure = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     values = [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
@@ -57,6 +60,14 @@ def test_chunks_equal_the_whole(model, video, chunk):
 
 def test_an_image_is_the_first_latent_frame(model, video):
     np.testing.assert_array_equal(model.encode(video[:, :1])[0], model.encode(video)[0][:, :1])
+
+
+def test_edge_padding_leaves_no_trace_of_the_border(model):
+    """A picture of one color has the same latent everywhere; zeros around it would mark the border."""
+    flat = jnp.full((1, 5, 32, 32, 3), 0.5)
+    latents = np.asarray(model._latents(flat, None)[0])
+    is_even = np.abs(latents - latents[:, :, :1, :1]).max() < 1e-5
+    assert is_even == (model.encoder.layers[0].padding == "edge")
 
 
 def test_the_full_size_has_246_million_parameters():
