@@ -37,8 +37,7 @@ TOKENIZER = TokenizerConfig(
     patch_size=2,
     num_res_blocks=1,
     num_mid_blocks=1,
-    encoder_res_blocks=(1, 0, 0),  # it sees little more than its cell: a digit has the same ids wherever it is
-    encoder_padding="edge",
+    local_encoder=True,  # a digit keeps its ids as it moves from cell to cell, which is all there is to learn
     norm_groups=8,
     quantizer=QuantizerConfig(num_codes=512, dim=16, decay=0.97, commitment_weight=0.05, start_step=150),
 )
@@ -88,7 +87,7 @@ def _full() -> DemoJob:
     # Many short clips: with few, the model learns by heart which color and digit goes where.
     for stage, before, num_frames, num_clips, share, weight, num_steps, batch, rate in (
         ("stage1", "", 1, 1, 0.0, 0.0, 400, 32, 5e-3),
-        ("stage2", "../stage1", 17, 8192, 0.1, 0.0, 1300, 16, 5e-3),
+        ("stage2", "../stage1", 17, 8192, 0.1, 0.0, 1000, 16, 5e-3),
         ("stage3", "../stage2", 65, 1024, 0.1, 1.0, 250, 8, 2e-3),
     ):
         stages[stage] = LanguageModelJob(

@@ -1,6 +1,7 @@
 """The public face: load a trained model, and turn prompts into videos."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,10 +73,18 @@ class Pipeline:
             yield given[0] if isinstance(prompt, str) else given
             num_given = given.shape[1]
         if num_given < num_frames:
-            texts = [self._text.encode(text) for text in prompts]
+            texts = [self._read(text) for text in prompts]
             seeds = [seed + index for index in range(len(prompts))]
             for frames in self._generator.roll_out(texts, num_frames - num_given, seeds, config, start):
                 yield frames[0] if isinstance(prompt, str) else frames
+
+    def _read(self, prompt: str) -> list[int]:
+        ids, limit = self._text.encode(prompt), self._generator.max_text_ids
+        if len(ids) > limit:
+            warnings.warn(
+                f"The prompt {prompt!r} has {len(ids)} text ids; the model reads the first {limit}.", stacklevel=4
+            )
+        return ids
 
     def _start(self, image, video, config: SamplingConfig, batch: int) -> np.ndarray | None:
         """The frames to begin with, [batch, t, height, width, 3], or None."""

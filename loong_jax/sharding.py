@@ -62,6 +62,11 @@ def partition_spec(axes: LogicalAxes) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
+def num_parts(mesh: Mesh, axis: str | None) -> int:
+    """Into how many parts a logical axis is cut."""
+    return math.prod(mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ()))
+
+
 def named_sharding(mesh: Mesh, axes: LogicalAxes, shape: tuple[int, ...], name: str = "array") -> NamedSharding:
     """The sharding of an array of ``shape`` whose axes are ``axes``.
 
@@ -71,12 +76,11 @@ def named_sharding(mesh: Mesh, axes: LogicalAxes, shape: tuple[int, ...], name: 
     if len(axes) != len(shape):
         raise ValueError(f"{name} has shape {shape} but logical axes {axes}.")
     for dim, (size, axis) in enumerate(zip(shape, axes, strict=True)):
-        entry = RULES.get(axis, ())
-        parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in entry)
+        parts = num_parts(mesh, axis)
         if size % parts:
             raise ConfigError(
                 f"{name} of shape {shape} cannot be cut into {parts} along axis {dim} ({axis}, mesh axes "
-                f"{', '.join(entry)}): choose mesh sizes that divide {size}, or change the size."
+                f"{', '.join(RULES[axis])}): choose mesh sizes that divide {size}, or change the size."
             )
     return NamedSharding(mesh, partition_spec(axes))
 

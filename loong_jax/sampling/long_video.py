@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from loong_jax import sharding
 from loong_jax.config import ConfigError, SamplingConfig, TransformerConfig
 from loong_jax.data.sequences import prompt_ids
 from loong_jax.sampling.decode import make_decoder
@@ -77,6 +78,9 @@ class _ClipSampler:
         self._grid, self._params = generator.grid, generator.params
         self._vocabulary = Vocabulary(generator.model.num_text_ids, generator.model.num_video_ids)
         is_guided = sampling.guidance_scale != 1
+        # The devices share the rows evenly: the last prompt is repeated until they do.
+        self._padding = -len(texts) % sharding.num_parts(generator.mesh, "batch")
+        texts = texts + self._padding * texts[-1:]
         self._prompts = [
             prompt_ids(ids, self._vocabulary)
             for text in texts
@@ -101,7 +105,8 @@ class _ClipSampler:
         batch = len(keys)
         if known is None:
             known = np.zeros((batch, 0, self._grid.height, self._grid.width), np.int32)
-        known = known.reshape(batch, -1)
+        known = np.pad(known.reshape(batch, -1), ((0, self._padding), (0, 0)), mode="edge")
+        keys = keys[np.minimum(np.arange(batch + self._padding), batch - 1)]
         num_steps = self._grid.num_ids - known.shape[1]
         rows = (self._vocabulary.video_start + known).repeat(self._repeats, axis=0)
         tokens, positions, valid, following = self._left_padded(
@@ -112,7 +117,7 @@ class _ClipSampler:
             self._params, cache, logits, following, jnp.int32(num_steps), keys, self._rule
         )
         codes = np.concatenate([known, np.asarray(codes)[:, :num_steps]], axis=1)
-        return codes.reshape(batch, self._grid.frames, self._grid.height, self._grid.width)
+        return codes[:batch].reshape(batch, self._grid.frames, self._grid.height, self._grid.width)
 
     def _left_padded(self, sequences: list[list[int]]) -> tuple[np.ndarray, ...]:
         """Tokens, positions and validity [rows, prompt_slots], and the position that follows each row."""

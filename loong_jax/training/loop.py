@@ -76,7 +76,7 @@ def _steps(training, state, start, checkpoints, writer, progress) -> TrainState:
             metrics["steps_per_second"] = (step - clock_step) / (now - clock)
             clock, clock_step = now, step
             late = step, metrics
-        if step % config.eval_every == 0 or step == config.num_steps:
+        if config.eval_batches and (step % config.eval_every == 0 or step == config.num_steps):
             evaluation = jax.device_get(training.evaluate(state))
             writer.write(step, "eval", evaluation)
             progress.report(step, "held-out: " + summarize(evaluation, training.shown))

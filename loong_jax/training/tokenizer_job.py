@@ -21,7 +21,7 @@ from loong_jax.training.state import TrainState, create_state
 from loong_jax.training.tokenizer_step import make_eval_step, make_train_step
 from loong_jax.video import contact_sheet, write_image
 
-_NUM_DRAWN = 8  # held-out videos, and frames of each, in the picture of reconstructions
+_NUM_SHOWN = 8  # held-out videos, and frames of each, in the picture of reconstructions
 
 
 def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
@@ -46,7 +46,7 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
     )
     if job.init_from:
         state = _start_from(state, (workdir / job.init_from).resolve())
-    eval_step = make_eval_step(job)
+    eval_step = make_eval_step(job, _NUM_SHOWN)
     # The same held-out examples at every evaluation.
     held_out = [
         {"video": np.stack([test_source[batch * job.train.batch_size + row]["video"] for row in rows])}
@@ -56,9 +56,12 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
 
     def evaluate(state: TrainState) -> dict:
         results = [eval_step(state.params, sharding.shard_batch(mesh, batch)) for batch in held_out]
-        used = np.unique(np.concatenate([np.asarray(ids).reshape(-1) for _, ids in results]))
+        used = np.unique(np.concatenate([np.asarray(result.ids).reshape(-1) for result in results]))
+        if jax.process_index() == 0:
+            picture = workdir / "samples" / "reconstruction.png"
+            _draw_reconstructions(held_out[0]["video"][:_NUM_SHOWN], np.asarray(results[0].shown), picture)
         return {
-            "psnr": np.mean([np.asarray(psnr) for psnr, _ in results]),
+            "psnr": np.mean([np.asarray(result.psnr) for result in results]),
             "codebook_usage": len(used) / job.tokenizer.quantizer.num_codes,
         }
 
@@ -76,20 +79,16 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
             meta={"config": to_json_dict(job)},
         )
     )
-    tokenizer = VideoTokenizer(job.tokenizer, state.params)
-    if job.train.eval_batches:
-        _draw_reconstructions(tokenizer, held_out[0]["video"][:_NUM_DRAWN], workdir / "samples" / "reconstruction.png")
-    return tokenizer
+    return VideoTokenizer(job.tokenizer, state.params)
 
 
-def _draw_reconstructions(tokenizer: VideoTokenizer, originals: np.ndarray, path: Path) -> None:
+def _draw_reconstructions(originals: np.ndarray, decoded: np.ndarray, path: Path) -> None:
     """A strip of each held-out video over its reconstruction; for single frames, all side by side."""
-    decoded = tokenizer.decode(tokenizer.encode(originals))
     if originals.shape[1] == 1:
         rows = [originals[:, 0], decoded[:, 0]]
     else:
         rows = [video for pair in zip(originals, decoded, strict=True) for video in pair]
-    write_image(path, contact_sheet(rows, columns=min(len(rows[0]), _NUM_DRAWN)))
+    write_image(path, contact_sheet(rows, columns=min(len(rows[0]), _NUM_SHOWN)))
 
 
 def _start_from(state: TrainState, workdir: Path) -> TrainState:

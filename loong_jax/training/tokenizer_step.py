@@ -1,14 +1,14 @@
 """One training step and one evaluation step of the video tokenizer."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from loong_jax import sharding
 from loong_jax.config import TokenizerJob
@@ -74,16 +74,26 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
 
 
-def make_eval_step(job: TokenizerJob) -> Callable[[Any, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]:
-    """Build the jitted ``(params, batch) -> (PSNR per video [b] in dB, ids [b, t, h, w])``."""
+class Evaluation(NamedTuple):
+    """PSNR per video in dB, ids, and the first few reconstructions."""
+
+    psnr: Float[Array, " b"]
+    ids: Int[Array, "b t h w"]
+    shown: UInt8[Array, "n t h w 3"]
+
+
+def make_eval_step(job: TokenizerJob, num_shown: int) -> Callable[[Any, dict[str, jax.Array]], Evaluation]:
+    """Build the jitted ``(params, {"video": uint8 [b, t, h, w, 3]}) -> Evaluation``."""
     graphdef, _ = abstract_autoencoder(job.tokenizer)
 
     @jax.jit
-    def evaluate(params: Any, batch: dict[str, Array]) -> tuple[jax.Array, jax.Array]:
+    def evaluate(params: Any, batch: dict[str, Array]) -> Evaluation:
         video = to_unit_range(batch["video"])
         output = nnx.merge(graphdef, params)(video)
-        error = jnp.square(jnp.clip(output.video, -1, 1) - video).mean(axis=(1, 2, 3, 4))
-        return psnr_from_mse(error), output.quantized.ids
+        decoded = jnp.clip(output.video, -1, 1)
+        error = jnp.square(decoded - video).mean(axis=(1, 2, 3, 4))
+        shown = jnp.round((decoded[:num_shown] + 1) * 127.5).astype(jnp.uint8)
+        return Evaluation(psnr_from_mse(error), output.quantized.ids, shown)
 
     return evaluate
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from loong_jax import sharding
-from loong_jax.config import TRANSFORMER_PRESETS, TransformerConfig
+from loong_jax.config import DEBUG_TRANSFORMER, TRANSFORMER_PRESETS, TransformerConfig
 from loong_jax.models import transformer
 from loong_jax.models.kv_cache import KVCache
 
@@ -218,6 +218,26 @@ def test_remat_computes_more_matrix_products_the_less_it_keeps():
 
 
 # Shapes, sizes and starting values.
+
+
+def test_similar_codes_start_as_similar_ids():
+    """Angles between rows follow those between code vectors; each id predicts itself; other rows stay as they were."""
+    config = dataclasses.replace(DEBUG_TRANSFORMER, num_text_ids=5, num_video_ids=300, model_dim=512)
+    plain = transformer.init_params(config, jax.random.key(0))
+    codes = np.random.default_rng(0).normal(size=(300, 4)) + 3
+    params = transformer.embed_codes(plain, config, jnp.asarray(codes, jnp.float32), jax.random.key(1))
+    rows = np.asarray(params["embedding"], np.float64)[5:305]
+    np.testing.assert_array_equal(params["head"][:, 5:305], rows.T)
+
+    def cosines(x):
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+        return (x @ x.T)[np.triu_indices(len(x), 1)]
+
+    assert np.corrcoef(cosines(rows), cosines(codes - codes.mean(0)))[0, 1] > 0.95
+    assert 0.9 < rows.std() / 0.02 < 1.1
+    for row in (slice(0, 5), slice(305, None)):
+        np.testing.assert_array_equal(params["embedding"][row], plain["embedding"][row])
+        np.testing.assert_array_equal(params["head"][:, row], plain["head"][:, row])
 
 
 @pytest.mark.parametrize(("name", "billions"), [("700m", 0.803), ("3b", 3.192), ("7b", 6.807)])

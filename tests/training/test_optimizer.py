@@ -3,12 +3,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from loong_jax.config import DEBUG_TRANSFORMER, OptimizerConfig
 from loong_jax.models import transformer
+from loong_jax.tokenizer import autoencoder
 from loong_jax.training.optimizer import make_optimizer, make_schedule
 
 CONFIG = OptimizerConfig(learning_rate=0.1, warmup_steps=2, b1=0.8, b2=0.9, weight_decay=0.3, clip_norm=1.0)
@@ -92,3 +94,17 @@ def test_muon_turns_each_matrix_of_each_layer_into_an_orthogonal_step():
     for name in ("embedding", "head", "final_norm"):
         nesterov = 0.8 * 0.2 / (1 - 0.8**2) + 1  # optax gives Adam Nesterov's momentum too
         np.testing.assert_allclose(updates[name], -0.1 / 3 * nesterov * np.sign(gradients[name]), rtol=1e-3)
+
+
+def test_muon_takes_convolution_kernels_as_matrices_of_windows_and_channels():
+    config = dataclasses.replace(CONFIG, name="muon", matrix_learning_rate=0.5, weight_decay=0.0, clip_norm=1e9)
+    rng = np.random.default_rng(0)
+    gradients = {"kernel": rng.normal(size=(3, 3, 3, 4, 16)), "bias": rng.normal(size=16)}
+    gradients = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradients)
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    optimizer = make_optimizer(config, NUM_STEPS, autoencoder.matrix_axes)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+    values = np.linalg.svd(np.asarray(updates["kernel"], np.float64).reshape(-1, 16), compute_uv=False)
+    scale = 0.5 / 3 * max(1, 16 / (27 * 4)) ** 0.5
+    assert 0.6 < values.min() / scale and values.max() / scale < 1.4
+    np.testing.assert_allclose(np.abs(updates["bias"]), np.abs(updates["bias"][0]), rtol=1e-3)
