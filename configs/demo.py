@@ -39,10 +39,10 @@ TOKENIZER = TokenizerConfig(
     num_mid_blocks=1,
     local_encoder=True,  # a digit keeps its ids as it moves from cell to cell, which is all there is to learn
     norm_groups=8,
-    quantizer=QuantizerConfig(num_codes=512, dim=16, decay=0.97, commitment_weight=0.05, start_step=150),
+    quantizer=QuantizerConfig(num_codes=256, dim=16, decay=0.97, commitment_weight=0.05, start_step=150),
 )
 MODEL = TransformerConfig(
-    num_layers=3, model_dim=256, num_heads=4, num_kv_heads=4, mlp_dim=704, num_video_ids=512, max_length=384
+    num_layers=3, model_dim=256, num_heads=4, num_kv_heads=4, mlp_dim=704, num_video_ids=256, max_length=384
 )
 # One digit a clip: two are in the data set, but take a model of this size longer than the demo may run.
 DATA = DataConfig(frame_size=32, num_frames=65, two_digit_share=0.0, num_images=8192, max_text_ids=12)
