@@ -55,18 +55,11 @@ def _small(job: TokenizerJob, is_image: bool) -> TokenizerJob:
             num_res_blocks=1,
             num_mid_blocks=1,
             norm_groups=8,
-            quantizer=QuantizerConfig(num_codes=1024, dim=16, decay=0.97, commitment_weight=0.05, start_step=100),
+            quantizer=QuantizerConfig(num_codes=1024, dim=16, commitment_weight=0.05),
         ),
         data=dataclasses.replace(job.data, frame_size=64),
         optimizer=OptimizerConfig(
-            name="muon",
-            learning_rate=3e-3,
-            matrix_learning_rate=0.02,
-            warmup_steps=50,
-            end_fraction=0.05,
-            weight_decay=0.0,
-            b1=0.5,
-            b2=0.99,
+            learning_rate=1e-3, warmup_steps=50, end_fraction=0.05, weight_decay=0.0, b1=0.5, b2=0.99
         ),
         train=TrainConfig(
             num_steps=400 if is_image else 250,
