@@ -37,12 +37,13 @@ TOKENIZER = TokenizerConfig(
     patch_size=2,
     num_res_blocks=1,
     num_mid_blocks=1,
-    local_encoder=True,  # a digit keeps its ids as it moves from cell to cell, which is all there is to learn
+    encoder_res_blocks=(1, 0, 0),  # it sees little more than its cell: a digit has the same ids wherever it is
+    encoder_padding="edge",
     norm_groups=8,
-    quantizer=QuantizerConfig(num_codes=256, dim=16, decay=0.97, commitment_weight=0.05, start_step=150),
+    quantizer=QuantizerConfig(num_codes=512, dim=16, decay=0.97, commitment_weight=0.05, start_step=150),
 )
 MODEL = TransformerConfig(
-    num_layers=3, model_dim=256, num_heads=4, num_kv_heads=4, mlp_dim=704, num_video_ids=256, max_length=384
+    num_layers=3, model_dim=256, num_heads=4, num_kv_heads=4, mlp_dim=704, num_video_ids=512, max_length=384
 )
 # One digit a clip: two are in the data set, but take a model of this size longer than the demo may run.
 DATA = DataConfig(frame_size=32, num_frames=65, two_digit_share=0.0, num_images=8192, max_text_ids=12)
@@ -87,7 +88,7 @@ def _full() -> DemoJob:
     # Many short clips: with few, the model learns by heart which color and digit goes where.
     for stage, before, num_frames, num_clips, share, weight, num_steps, batch, rate in (
         ("stage1", "", 1, 1, 0.0, 0.0, 400, 32, 5e-3),
-        ("stage2", "../stage1", 17, 8192, 0.1, 0.0, 1000, 16, 5e-3),
+        ("stage2", "../stage1", 17, 8192, 0.1, 0.0, 1300, 16, 5e-3),
         ("stage3", "../stage2", 65, 1024, 0.1, 1.0, 250, 8, 2e-3),
     ):
         stages[stage] = LanguageModelJob(

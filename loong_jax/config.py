@@ -94,7 +94,8 @@ class TokenizerConfig:
     patch_size: int = 1  # pixels folded into channels before the first convolution
     num_res_blocks: int = 4
     num_mid_blocks: int = 2
-    local_encoder: bool = False  # kernels no wider than their stride: equal cells get equal ids wherever they are
+    encoder_res_blocks: tuple[int, ...] = ()  # of each level, then none in the middle; (): as many as the decoder
+    encoder_padding: str = "zeros"  # "edge" repeats the border, which then leaves no trace in the ids
     norm_groups: int = 32
     remat: bool = False
     compute_dtype: str = "auto"  # bfloat16 on accelerators, float32 on CPU
@@ -103,9 +104,13 @@ class TokenizerConfig:
     def __post_init__(self):
         _require_positive(self, "base_channels", "patch_size", "num_res_blocks", "norm_groups")
         _require_not_negative(self, "num_mid_blocks")
-        multipliers, levels = self.channel_multipliers, len(self.channel_multipliers)
+        multipliers, blocks, levels = self.channel_multipliers, self.encoder_res_blocks, len(self.channel_multipliers)
         is_possible = levels > 0 and min(multipliers) > 0
         require(is_possible, "tokenizer.channel_multipliers", multipliers, "one or more numbers, each greater than 0")
+        is_possible = not blocks or (len(blocks) == levels and min(blocks) >= 0)
+        allowed = f"{levels} channel_multipliers need () or {levels} numbers, 0 or more"
+        require(is_possible, "tokenizer.encoder_res_blocks", blocks, allowed)
+        require_choice("tokenizer.encoder_padding", self.encoder_padding, ("zeros", "edge"))
         require_choice("tokenizer.compute_dtype", self.compute_dtype, _DTYPES)
         for field in ("temporal_strides", "spatial_strides"):
             strides = getattr(self, field)

@@ -71,23 +71,26 @@ def _compute_dtype(config: TokenizerConfig) -> jnp.dtype:
 
 def _encoder(config: TokenizerConfig, rngs: nnx.Rngs) -> CausalStack:
     widths = [multiplier * config.base_channels for multiplier in config.channel_multipliers]
-    kernel_size = (3, 1, 1) if config.local_encoder else (3, 3, 3)
-    conv = dict(kernel_size=kernel_size, compute_dtype=_compute_dtype(config), rngs=rngs)
+    conv = dict(padding=config.encoder_padding, compute_dtype=_compute_dtype(config), rngs=rngs)
     block = dict(groups=config.norm_groups, remat=config.remat, **conv)
     strides = list(zip(config.temporal_strides, config.spatial_strides, config.spatial_strides, strict=True))
+    num_blocks = config.encoder_res_blocks or (config.num_res_blocks,) * len(widths)
     layers = [CausalConv3d(3 * config.patch_size**2, widths[0], use_bias=False, **conv)]
     channels = widths[0]
     for level, width in enumerate(widths):
-        for _ in range(config.num_res_blocks):
+        if level > 0:
+            # A level's width comes from its first block, or from the convolution before it if it has none.
+            out = channels if num_blocks[level] else width
+            layers.append(CausalConv3d(channels, out, strides=strides[level - 1], **conv))
+            channels = out
+        for _ in range(num_blocks[level]):
             layers.append(ResBlock(channels, width, **block))
             channels = width
-        if level < len(strides):
-            window = (3, *strides[level][1:]) if config.local_encoder else kernel_size
-            layers.append(CausalConv3d(channels, channels, strides=strides[level], **conv | {"kernel_size": window}))
-    layers += [ResBlock(channels, channels, **block) for _ in range(config.num_mid_blocks)]
+    if not config.encoder_res_blocks:
+        layers += [ResBlock(channels, channels, **block) for _ in range(config.num_mid_blocks)]
     # Not activated: latents that vary around zero point in all directions, as codes on a sphere need.
     layers.append(FrameNorm(channels, config.norm_groups, activate=False, rngs=rngs))
-    layers.append(CausalConv3d(channels, config.quantizer.dim, out_axis=None, **conv | {"kernel_size": (1, 1, 1)}))
+    layers.append(CausalConv3d(channels, config.quantizer.dim, kernel_size=(1, 1, 1), out_axis=None, **conv))
     return CausalStack(layers)
 
 

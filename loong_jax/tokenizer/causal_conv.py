@@ -19,7 +19,7 @@ Past = Any  # a pytree of arrays; None at the start of a video
 
 
 class CausalConv3d(nnx.Module):
-    """3D convolution padded in front in time, and "SAME" in space.
+    """3D convolution padded in front in time, and "SAME" in space, there with zeros or with the border's values.
 
     The kernel starts with all its weight on the newest frame ("inflated", MAGVIT-v2 appendix A.2): trained on single
     frames it is a 2D convolution, and a video model starts as that image model applied to every frame.
@@ -33,11 +33,13 @@ class CausalConv3d(nnx.Module):
         kernel_size: tuple[int, int, int] = (3, 3, 3),
         strides: tuple[int, int, int] = (1, 1, 1),
         use_bias: bool = True,
+        padding: str = "zeros",
         out_axis: str | None = "conv_out",
         compute_dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.strides = strides
+        self.padding = padding
         self.compute_dtype = compute_dtype
         newest = nnx.initializers.lecun_normal()(rngs.params(), (*kernel_size[1:], in_channels, out_channels))
         older = jnp.zeros((kernel_size[0] - 1, *newest.shape))
@@ -57,11 +59,15 @@ class CausalConv3d(nnx.Module):
         else:
             # The window of the next output starts a stride after the last one's, past the oldest remembered frames.
             frames = jnp.concatenate([past[:, stride - 1 :], x], axis=1)
+        pads = jax.lax.padtype_to_pads(x.shape[2:4], kernel.shape[1:3], self.strides[1:], "SAME")
+        if self.padding == "edge":
+            frames = jnp.pad(frames, ((0, 0), (0, 0), *pads, (0, 0)), mode="edge")
+            pads = ((0, 0), (0, 0))
         y = jax.lax.platform_dependent(
             frames,
             kernel,
-            cpu=lambda frames, kernel: _convolve_by_taps(frames, kernel, self.strides),
-            default=lambda frames, kernel: _convolve(frames, kernel, self.strides),
+            cpu=lambda frames, kernel: _convolve_by_taps(frames, kernel, self.strides, pads),
+            default=lambda frames, kernel: _convolve(frames, kernel, self.strides, pads),
         )
         y = constrain(y, "batch", None, None, None, None)
         if self.bias is not None:
@@ -70,19 +76,19 @@ class CausalConv3d(nnx.Module):
         return y, remembered
 
 
-def _convolve(frames, kernel, strides):
-    padding = ((0, 0), *jax.lax.padtype_to_pads(frames.shape[2:4], kernel.shape[1:3], strides[1:], "SAME"))
-    return jax.lax.conv_general_dilated(frames, kernel, strides, padding, dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
+def _convolve(frames, kernel, strides, pads):
+    dimensions = ("NTHWC", "THWIO", "NTHWC")
+    return jax.lax.conv_general_dilated(frames, kernel, strides, ((0, 0), *pads), dimension_numbers=dimensions)
 
 
-def _convolve_by_taps(frames, kernel, strides):
+def _convolve_by_taps(frames, kernel, strides, pads):
     """The same convolution as a sum of 2D ones: XLA's 3D convolution on CPU runs at half their speed or less."""
     num_outputs = (frames.shape[1] - kernel.shape[0]) // strides[0] + 1
     y = 0.0
     for tap in range(kernel.shape[0]):
         x = frames[:, tap : tap + (num_outputs - 1) * strides[0] + 1 : strides[0]]
         y = y + jax.lax.conv_general_dilated(
-            x.reshape(-1, *x.shape[2:]), kernel[tap], strides[1:], "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x.reshape(-1, *x.shape[2:]), kernel[tap], strides[1:], pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
     return y.reshape(frames.shape[0], num_outputs, *y.shape[1:])
 
@@ -119,18 +125,18 @@ class ResBlock(nnx.Module):
         groups: int,
         *,
         remat: bool,
-        kernel_size: tuple[int, int, int] = (3, 3, 3),
+        padding: str = "zeros",
         compute_dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        conv = dict(use_bias=False, compute_dtype=compute_dtype, rngs=rngs)
+        conv = dict(use_bias=False, padding=padding, compute_dtype=compute_dtype, rngs=rngs)
         self.remat = remat
         self.body = CausalStack(
             [
                 FrameNorm(in_channels, groups, activate=True, rngs=rngs),
-                CausalConv3d(in_channels, out_channels, kernel_size=kernel_size, **conv),
+                CausalConv3d(in_channels, out_channels, **conv),
                 FrameNorm(out_channels, groups, activate=True, rngs=rngs),
-                CausalConv3d(out_channels, out_channels, kernel_size=kernel_size, **conv),
+                CausalConv3d(out_channels, out_channels, **conv),
             ]
         )
         self.skip = (
