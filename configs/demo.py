@@ -113,7 +113,7 @@ def _full() -> DemoJob:
                 eval_batches=4,
             ),
         )
-    sample = SampleJob(sampling=SamplingConfig(seconds=60.0, temperature=0.7, top_k=10))
+    sample = SampleJob(sampling=SamplingConfig(seconds=60.0, temperature=0.5, top_k=10))
     return DemoJob(image_tokenizer=images, tokenizer=clips, sample=sample, **stages)
 
 
