@@ -201,7 +201,7 @@ def embed_codes(params: dict, config: TransformerConfig, codes: Float[Array, "k 
     Similar codes then start as similar ids, and what is learned about one holds for the others; an id's column starts
     as its embedding, so that copying is easy to learn. A tenth of the variance stays each id's own.
     """
-    codes = codes - codes.mean(axis=0)
+    codes = codes - codes.mean(axis=0, keepdims=True)
     projection = jax.random.normal(key, (codes.shape[1], config.model_dim)) / codes.shape[1] ** 0.5
     shared = _INIT_STDDEV * (codes / codes.std()) @ projection
     ids = slice(config.num_text_ids, config.num_text_ids + config.num_video_ids)
