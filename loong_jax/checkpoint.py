@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 FOLDER = "checkpoints"
-_ARRAY_ITEMS = ("step", "params", "opt_state", "extra")
+_ARRAY_ITEMS = ("step", "params", "opt_state", "clusters", "adversary", "ema")
 
 
 class Checkpointer:
@@ -54,8 +54,8 @@ class Checkpointer:
 
 def _items(state: Any) -> dict[str, Any]:
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    # Orbax refuses trees without leaves, such as the empty ``extra`` of the language model; nor does it take a bare
-    # array, so that every item is stored as a dict of one entry.
+    # Orbax refuses trees without leaves, such as the fields that the language model leaves empty; nor does it take a
+    # bare array, so that every item is stored as a dict of one entry.
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from loong_jax.config import DemoJob, Job, LanguageModelJob, SampleJob, TokenizerJob
+from loong_jax.config import DemoJob, EstimateJob, EvaluateJob, Job, LanguageModelJob, SampleJob, TokenizerJob
 from loong_jax.config_dict import from_config_dict, to_json_dict
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, e.g. configs/stage2.py:debug.")
@@ -41,6 +41,14 @@ def run_job(job: Job, workdir: Path) -> None:
             from loong_jax.demo import run_demo
 
             run_demo(job, workdir)
+        case EvaluateJob():
+            from loong_jax.evaluation.tokenizer import evaluate_tokenizer
+
+            evaluate_tokenizer(job, workdir)
+        case EstimateJob():
+            from loong_jax.estimate import run_estimate
+
+            run_estimate(job, workdir)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -70,7 +78,7 @@ def _main(argv: list[str]) -> None:
 def _fail(error: Exception) -> None:
     message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
     # ml_collections quotes the whole traceback of a config file that failed; its last line says what is wrong.
-    message = message.strip().splitlines()[-1].strip().removeprefix("loong_jax.config.ConfigError: ")
+    message = message.strip().splitlines()[-1].strip().removeprefix("loong_jax.config.checks.ConfigError: ")
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 

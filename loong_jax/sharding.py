@@ -19,6 +19,8 @@ MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": ("sequence",),
+    # A convolution cut in width over some axes and whole over others gets a wrong kernel gradient from XLA: use both.
+    "width": ("sequence", "tensor"),
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),

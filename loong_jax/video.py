@@ -44,7 +44,7 @@ def read_video(
         raise ValueError(f"Video {path} does not exist.")
     try:
         frames = _decode(path, size, fps, start, num_frames)
-    except (av.FFmpegError, StopIteration, IndexError) as error:
+    except (av.FFmpegError, StopIteration, IndexError, UnicodeDecodeError) as error:
         raise ValueError(f"Video {path} cannot be decoded: {error}.") from None
     if not frames:
         raise ValueError(f"Video {path} has no frame at or after {start:g} s.")
@@ -182,6 +182,28 @@ def contact_sheet(videos: list[Video], columns: int = 10, *, min_side: int = 64)
         framed = np.pad(chosen, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
         rows.append(np.concatenate(list(framed), axis=1))
     return np.concatenate(rows, axis=0)
+
+
+def write_strip(stem: str | Path, originals: np.ndarray, decoded: np.ndarray, fps: float, *, columns: int = 8) -> None:
+    """Write videos over their reconstructions: ``stem``.png with some frames and, if they move, ``stem``.mp4.
+
+    Args:
+        stem: path without extension.
+        originals: uint8 [videos, frames, height, width, 3]; single frames are put side by side.
+        decoded: the same of the reconstructions.
+        fps: frames per second of the mp4.
+        columns: frames of each video in the picture.
+    """
+    stem = Path(stem)
+    if originals.shape[1] == 1:
+        rows, columns = [originals[:, 0], decoded[:, 0]], len(originals)
+    else:
+        rows, columns = [video for pair in zip(originals, decoded, strict=True) for video in pair], columns
+        columns = min(columns, originals.shape[1])
+        both = np.stack([originals, decoded])
+        # Videos side by side, each over its reconstruction.
+        write_video(stem.with_suffix(".mp4"), np.concatenate(list(np.concatenate(list(both), axis=2)), axis=2), fps=fps)
+    write_image(stem.with_suffix(".png"), contact_sheet(rows, columns=columns))
 
 
 def _check_video(video: np.ndarray) -> np.ndarray:

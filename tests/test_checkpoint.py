@@ -26,15 +26,15 @@ def random_tree(key, shapes=SHAPES):
     return jax.tree.unflatten(structure, [jax.random.normal(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])
 
 
-def make_state(mesh, seed, init_extra=lambda key: {"usage": jax.random.normal(key, (8,))}):
+def make_state(mesh, seed, init_rest=lambda key, params: {"clusters": {"usage": jax.random.normal(key, (8,))}}):
     """A state after one update, so that no moment is zero; and its planned shardings."""
-    state, shardings = create_state(random_tree, AXES, OPTIMIZER, mesh, jax.random.key(seed), init_extra)
+    state, shardings = create_state(random_tree, AXES, OPTIMIZER, mesh, jax.random.key(seed), init_rest)
 
     @jax.jit
     def update(state):
         gradients = random_tree(jax.random.key(seed + 100))
         updates, opt_state = OPTIMIZER.update(gradients, state.opt_state, state.params)
-        return TrainState(state.step + seed, optax.apply_updates(state.params, updates), opt_state, state.extra)
+        return TrainState(state.step + seed, optax.apply_updates(state.params, updates), opt_state, state.clusters)
 
     return jax.device_put(update(state), shardings), shardings
 
@@ -109,9 +109,9 @@ def test_meta_is_that_of_the_newest(saved):
 
 
 def test_parts_alone(saved, state):
-    parts = load_parts(saved, {"params": abstract(state.params), "extra": abstract(state.extra)})
-    assert set(parts) == {"params", "extra"}
-    jax.tree.map(np.testing.assert_array_equal, parts, {"params": state.params, "extra": state.extra})
+    parts = load_parts(saved, {"params": abstract(state.params), "clusters": abstract(state.clusters)})
+    assert set(parts) == {"params", "clusters"}
+    jax.tree.map(np.testing.assert_array_equal, parts, {"params": state.params, "clusters": state.clusters})
 
 
 def test_an_unfinished_checkpoint_does_not_count(copied, state):
@@ -124,13 +124,13 @@ def test_an_unfinished_checkpoint_does_not_count(copied, state):
     assert load_meta(copied) == {"config": {"number": 30}}
 
 
-def test_a_state_without_extra(tmp_path, mesh):
-    state, shardings = make_state(mesh, 1, init_extra=lambda key: ())
+def test_a_state_without_clusters(tmp_path, mesh):
+    state, shardings = make_state(mesh, 1, init_rest=lambda key, params: {})
     with Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
     with Checkpointer(tmp_path) as checkpoints:
         restored = checkpoints.restore(1, planned(state, shardings))
-    assert restored.extra == ()
+    assert restored.clusters == ()
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
@@ -185,15 +185,15 @@ def test_many_differences_are_counted(saved, state):
 
 def test_parts_that_were_never_stored(tmp_path, mesh, state):
     with Checkpointer(tmp_path) as checkpoints:
-        checkpoints.save(1, make_state(mesh, 1, init_extra=lambda key: ())[0], {})
+        checkpoints.save(1, make_state(mesh, 1, init_rest=lambda key, params: {})[0], {})
     with pytest.raises(ValueError) as error:
-        load_parts(tmp_path, {"extra": abstract(state.extra)})
-    one_sentence(error, tmp_path, "another model", "extra.usage is absent, wanted (8,)")
+        load_parts(tmp_path, {"clusters": abstract(state.clusters)})
+    one_sentence(error, tmp_path, "another model", "clusters.usage is absent, wanted (8,)")
 
 
 def test_resuming_with_another_model(saved, state):
     wanted = abstract(state)
-    wanted = TrainState(wanted.step, with_kernel(wanted.params, (16, 16)), wanted.opt_state, wanted.extra)
+    wanted = TrainState(wanted.step, with_kernel(wanted.params, (16, 16)), wanted.opt_state, wanted.clusters)
     with Checkpointer(saved) as checkpoints, pytest.raises(ValueError) as error:
         checkpoints.restore(3, wanted)
     one_sentence(error, saved, "another model", "params.dense.kernel is (16, 32), wanted (16, 16)")

@@ -6,7 +6,6 @@ import typing
 
 import pytest
 
-from loong_jax import config
 from loong_jax.config import (
     DEBUG_TOKENIZER,
     DEBUG_TRANSFORMER,
@@ -14,6 +13,9 @@ from loong_jax.config import (
     ConfigError,
     DataConfig,
     DemoJob,
+    DiscriminatorConfig,
+    EstimateJob,
+    EvaluateJob,
     LanguageModelJob,
     LossConfig,
     MeshConfig,
@@ -23,8 +25,14 @@ from loong_jax.config import (
     SamplingConfig,
     TokenizerConfig,
     TokenizerJob,
+    TokenizerLossConfig,
     TrainConfig,
     TransformerConfig,
+    checks,
+    jobs,
+    model,
+    tokenizer,
+    training,
 )
 from loong_jax.config_dict import from_config_dict, parse_variant, to_config_dict, to_json_dict
 
@@ -121,9 +129,33 @@ IMPOSSIBLE = [
     (SamplingConfig, {"reencode_frames": 0}, "reencode_frames", 0, POSITIVE),
     (TokenizerJob, {"data": DataConfig(num_frames=16)}, "num_frames", 16, "1 + a multiple of 4"),
     (TokenizerJob, {"data": DataConfig(frame_size=100)}, "frame_size", 100, "a multiple of 8"),
+    (QuantizerConfig, {"dead_after": 0}, "dead_after", 0, POSITIVE),
+    (QuantizerConfig, {"usage_alarm": 1.1}, "usage_alarm", 1.1, "[0, 1]"),
+    (TokenizerConfig, {"decoder_norm": "batch"}, "tokenizer.decoder_norm", "batch", "'group', 'adaptive'"),
+    (DiscriminatorConfig, {"kind": "stylegan"}, "discriminator.kind", "stylegan", "'residual', 'patch'"),
+    (DiscriminatorConfig, {"base_channels": 0}, "base_channels", 0, POSITIVE),
+    (DiscriminatorConfig, {"learning_rate": 0.0}, "learning_rate", 0.0, POSITIVE),
+    (DiscriminatorConfig, {"channel_multipliers": ()}, "discriminator.channel_multipliers", (), "one or more"),
+    (DiscriminatorConfig, {"b1": 1.0}, "discriminator.b1", 1.0, "[0, 1)"),
+    (DiscriminatorConfig, {"b2": -0.1}, "discriminator.b2", -0.1, "[0, 1)"),
+    (TokenizerLossConfig, {"reconstruction": "l3"}, "loss.reconstruction", "l3", "'l1', 'l2'"),
+    (TokenizerLossConfig, {"adversarial": "wgan"}, "loss.adversarial", "wgan", "'non_saturating', 'hinge'"),
+    (TokenizerLossConfig, {"reconstruction_weight": 0.0}, "reconstruction_weight", 0.0, POSITIVE),
+    (TokenizerLossConfig, {"adversarial_ramp": 0}, "adversarial_ramp", 0, POSITIVE),
+    (TokenizerLossConfig, {"perceptual_weight": -1.0}, "perceptual_weight", -1.0, NOT_NEGATIVE),
+    (TokenizerLossConfig, {"perceptual_frames": -1}, "perceptual_frames", -1, NOT_NEGATIVE),
+    (TokenizerLossConfig, {"adversarial_weight": -1.0}, "adversarial_weight", -1.0, NOT_NEGATIVE),
+    (TokenizerLossConfig, {"adaptive_max": -1.0}, "adaptive_max", -1.0, NOT_NEGATIVE),
+    (TokenizerLossConfig, {"adversarial_start": -1}, "adversarial_start", -1, NOT_NEGATIVE),
+    (TokenizerLossConfig, {"r1_weight": -1.0}, "r1_weight", -1.0, NOT_NEGATIVE),
+    (TokenizerLossConfig, {"lecam_weight": -1.0}, "lecam_weight", -1.0, NOT_NEGATIVE),
+    (TokenizerLossConfig, {"lecam_decay": 1.0}, "loss.lecam_decay", 1.0, "[0, 1)"),
+    (TokenizerJob, {"ema_decay": 1.0}, "ema_decay", 1.0, "[0, 1)"),
     (TokenizerJob, {"freeze_encoder": True}, "freeze_encoder", True, "--config.init_from=DIR"),
     (SampleJob, {"prompt": " \n"}, "prompt", " \n", "give some text"),
     (SampleJob, {"prompt": "| |"}, "prompt", "| |", "give some text"),
+    (EvaluateJob, {"num_clips": 0}, "num_clips", 0, POSITIVE),
+    (EstimateJob, {"batch_sizes": ()}, "batch_sizes", (), "one or more"),
     (DemoJob, {"num_eval_clips": 0}, "num_eval_clips", 0, POSITIVE),
     (DemoJob, {"num_eval_prompts": -2}, "num_eval_prompts", -2, POSITIVE),
 ]
@@ -144,7 +176,10 @@ def test_an_impossible_setting(cls, kwargs, field, value, allowed):
 
 def test_every_check_is_tried_above(monkeypatch):
     checked = set()
-    monkeypatch.setattr(config, "require", lambda condition, field, value, allowed: checked.add(field))
+    for module in (checks, jobs, model, tokenizer, training):
+        monkeypatch.setattr(
+            module, "require", lambda condition, field, value, allowed: checked.add(field), raising=False
+        )
     for job in JOBS.values():
         from_config_dict(to_json_dict(job()))  # builds every class inside
     assert checked - {"task"} == {field for _, _, field, _, _ in IMPOSSIBLE}
@@ -185,6 +220,8 @@ EXAMPLES = [
     ),
     SampleJob(prompt="a|b", sampling=SamplingConfig(top_p=0.5, min_p=0.1)),
     DemoJob(tokenizer=TokenizerJob(tokenizer=DEBUG_TOKENIZER), stage2=LanguageModelJob(train=TRAIN), num_eval_clips=7),
+    EvaluateJob(data=DataConfig(num_frames=65), num_clips=3),
+    EstimateJob(batch_sizes=(3,), tokenizer=TokenizerJob(tokenizer=DEBUG_TOKENIZER)),
 ]
 EXAMPLE_OF = pytest.mark.parametrize("job", EXAMPLES, ids=lambda job: job.task)
 
@@ -268,7 +305,7 @@ def test_numbers_of_another_kind():
 def test_an_unknown_task(task):
     with pytest.raises(ConfigError) as error:
         from_config_dict({"task": task})
-    allowed = "'tokenizer', 'language_model', 'sample', 'demo'"
+    allowed = "'tokenizer', 'language_model', 'sample', 'demo', 'evaluate', 'estimate'"
     assert str(error.value) == f"task={task!r} is not possible: choose one of {allowed}."
 
 

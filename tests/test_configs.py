@@ -16,7 +16,7 @@ STAGES = ("stage1", "stage2", "stage3")
 VARIANTS = [(file.stem, variant) for file in sorted(CONFIGS.glob("*.py")) for variant in ("", "debug")] + [
     (stage, variant) for stage in STAGES for variant in ("700m", "3b", "7b", "debug,7b")
 ]
-VARIANTS += [("tokenizer", variant) for variant in ("image", "small", "small,image")]
+VARIANTS += [("tokenizer", variant) for variant in ("image", "low", "small", "small,image", "small,gan")]
 
 
 def load(name: str, variant: str = ""):

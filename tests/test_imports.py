@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "evaluation": SAMPLING | {"video"},
     "training": (SAMPLING | {"video", "evaluation"}) - {"sampling"},
 }
-TOP = {"__init__", "pipeline", "interop", "sample", "demo", "main"}
+TOP = {"__init__", "pipeline", "interop", "sample", "demo", "estimate", "main"}
 
 
 def room(path: Path) -> str:
@@ -72,9 +72,9 @@ def test_only_checkpoint_imports_orbax():
     assert importers == [PACKAGE / "checkpoint.py"]
 
 
-@pytest.mark.parametrize("name", ["config.py", "vocab.py"])
-def test_settings_and_vocabulary_do_without_jax(name):
-    assert not {module.split(".")[0] for module in imported_modules(PACKAGE / name)} & {"jax", "flax", "numpy"}
+@pytest.mark.parametrize("path", [*PACKAGE.glob("config/*.py"), PACKAGE / "vocab.py"], ids=lambda p: p.stem)
+def test_settings_and_vocabulary_do_without_jax(path):
+    assert not {module.split(".")[0] for module in imported_modules(path)} & {"jax", "flax", "numpy"}
 
 
 def test_no_file_is_two_rooms():

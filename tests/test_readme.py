@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import loong_jax
-from loong_jax.config import JOBS, DemoJob, LanguageModelJob, SampleJob, SamplingConfig, TokenizerJob
+from loong_jax.config import JOBS, DemoJob, EvaluateJob, LanguageModelJob, SampleJob, SamplingConfig, TokenizerJob
 from loong_jax.config_dict import from_config_dict, to_config_dict
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def trained_by(job, workdir: Path) -> dict[Path, TokenizerJob | LanguageModelJob
         names = [field.name for field in dataclasses.fields(job)]
         inner = {workdir / name: getattr(job, name) for name in names}
         return {path: part for path, part in inner.items() if isinstance(part, (TokenizerJob, LanguageModelJob))}
-    return {workdir: job} if not isinstance(job, SampleJob) else {}
+    return {workdir: job} if isinstance(job, (TokenizerJob, LanguageModelJob)) else {}
 
 
 def check_order(commands: list[list[str]]) -> None:
@@ -71,6 +71,8 @@ def check_order(commands: list[list[str]]) -> None:
         job, workdir = parse_job(command)
         needed = {"init_from": getattr(job, "init_from", "")}
         if isinstance(job, LanguageModelJob) and not job.allow_untrained_tokenizer:
+            needed["tokenizer_path"] = job.tokenizer_path
+        if isinstance(job, EvaluateJob):
             needed["tokenizer_path"] = job.tokenizer_path
         if isinstance(job, SampleJob):
             needed["model_path"] = job.model_path
@@ -84,7 +86,7 @@ def check_order(commands: list[list[str]]) -> None:
             assert found["init_from"].tokenizer == job.tokenizer
         if isinstance(job, LanguageModelJob) and "init_from" in found:
             assert found["init_from"].model == job.model
-        if "tokenizer_path" in found:
+        if "tokenizer_path" in found and isinstance(job, LanguageModelJob):
             assert found["tokenizer_path"].tokenizer.quantizer.num_codes == job.model.num_video_ids
         if isinstance(job, SampleJob):
             assert isinstance(found["model_path"], LanguageModelJob)
@@ -191,7 +193,8 @@ def test_a_config_begins_with_its_command(path):
     assert f"configs/{path.name}" in command[3]
     named = re.findall(r"`:([\w,]+)`", path.read_text(encoding="utf-8"))
     for variant in named:  # of this file or, where it says so, of another
-        parse_job([*MAIN, f"--config=configs/{path.name}:{variant}", "--workdir=w"])
+        before = ["--config.init_from=../low"] if "high" in variant else []  # whose encoder it keeps
+        parse_job([*MAIN, f"--config=configs/{path.name}:{variant}", "--workdir=w", *before])
     for flag in re.findall(r"`--config\.([a-z_.]+)", path.read_text(encoding="utf-8")):
         assert_setting(flag, to_config_dict(job))
 

@@ -4,6 +4,7 @@ Order and randomness do not depend on threads, on where a training was interrupt
 global batch.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,10 +50,30 @@ class Batches:
         self._batches = own.batch(rows)
         self._num_threads = num_threads
 
+    def mixed_with(self, other: "Batches", share: float, seed: int) -> "Batches":
+        """This stream, with a random ``share`` of its batches taken from ``other``."""
+        mixed = copy.copy(self)
+        mixed._batches = grain.MapDataset.source(_Mixed(self._batches, other._batches, share, seed))
+        return mixed
+
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Batches of step ``start_step``, ``start_step`` + 1, ..."""
         options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=4 * self._num_threads)
         return iter(self._batches[start_step:].to_iter_dataset(options))
+
+
+class _Mixed:
+    """The batches of ``first``, a random ``share`` of them replaced by those of ``second``."""
+
+    def __init__(self, first: Any, second: Any, share: float, seed: int):
+        self._first, self._second, self._share, self._seed = first, second, share, seed
+
+    def __len__(self) -> int:
+        return min(len(self._first), len(self._second))
+
+    def __getitem__(self, step: int) -> dict:
+        is_second = np.random.default_rng((self._seed, step)).random() < self._share
+        return (self._second if is_second else self._first)[step]
 
 
 class _Part:
@@ -69,13 +90,19 @@ class _Part:
         return self._examples[batch * self._batch_size + self._offset + row]
 
 
-def video_batches(source: Any, data: DataConfig, *, batch_size: int, seed: int, **process: int) -> Batches:
-    """Batches {"video": uint8 [b, t, h, w, 3]} for the tokenizer."""
+def video_batches(
+    source: Any, data: DataConfig, *, images: Any | None = None, batch_size: int, seed: int, **process: int
+) -> Batches:
+    """Batches {"video": uint8 [b, t, h, w, 3]} for the tokenizer; ``data.image_share`` of them come from ``images``."""
 
     def transform(example: dict, rng: np.random.Generator) -> dict:
         return {"video": example["video"]}
 
-    return Batches(source, transform, batch_size=batch_size, seed=seed, num_threads=data.num_threads, **process)
+    options = dict(batch_size=batch_size, seed=seed, num_threads=data.num_threads, **process)
+    batches = Batches(source, transform, **options)
+    if images is None or not data.image_share:
+        return batches
+    return batches.mixed_with(Batches(images, transform, **options), data.image_share, seed)
 
 
 def language_model_batches(

@@ -1,7 +1,9 @@
-"""How faithful a tokenizer is: PSNR of its reconstructions, and how much of its codebook it uses. NumPy, float64."""
+"""How faithful a tokenizer is: PSNR and SSIM of its reconstructions, and how much of its codebook it uses."""
 
+import dm_pix
+import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 _PEAK = 255.0
 
@@ -24,6 +26,16 @@ def psnr(
     mse = np.mean((a.astype(np.float64) - b) ** 2, axis=(-4, -3, -2, -1))
     with np.errstate(divide="ignore"):
         return 10 * np.log10(_PEAK**2 / mse)
+
+
+def ssim(a: Float[Array, "b t h w 3"], b: Float[Array, "b t h w 3"]) -> Float[Array, " b"]:
+    """Structural similarity (Wang et al. 2004) of each clip, the mean over its frames; 1 for equal ones.
+
+    Pixels in [0, 1]; Gaussian window of 11 pixels, smaller for smaller frames.
+    """
+    frames = (video.reshape(-1, *video.shape[2:]) for video in (a, b))
+    with jax.numpy_rank_promotion("allow"):
+        return dm_pix.ssim(*frames, filter_size=min(11, *a.shape[2:4])).reshape(a.shape[:2]).mean(axis=1)
 
 
 def codebook_usage(ids: Int[np.ndarray, "..."], num_codes: int) -> float:

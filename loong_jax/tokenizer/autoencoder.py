@@ -13,7 +13,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from loong_jax.config import TokenizerConfig
-from loong_jax.tokenizer.causal_conv import CausalConv3d, CausalStack, FrameNorm, Past, ResBlock, Upsample
+from loong_jax.tokenizer.causal_conv import (
+    AdaptiveNorm,
+    CausalConv3d,
+    CausalStack,
+    FrameNorm,
+    Past,
+    ResBlock,
+    Upsample,
+)
 from loong_jax.tokenizer.quantizer import Quantized, Quantizer
 
 
@@ -35,7 +43,7 @@ class Autoencoder(nnx.Module):
         self.patch_size = config.patch_size
         self.encoder = _encoder(config, rngs)
         self.quantizer = Quantizer(config.quantizer, rngs)
-        self.decoder = _decoder(config, rngs)
+        self.decoder = Decoder(config, rngs)
 
     def __call__(self, video: Float[Array, "b t h w 3"], quantize: Array | bool = True) -> Reconstruction:
         latents, _ = self._latents(video, None)
@@ -94,23 +102,40 @@ def _encoder(config: TokenizerConfig, rngs: nnx.Rngs) -> CausalStack:
     return CausalStack(layers)
 
 
-def _decoder(config: TokenizerConfig, rngs: nnx.Rngs) -> CausalStack:
-    widths = [multiplier * config.base_channels for multiplier in config.channel_multipliers]
-    conv = dict(compute_dtype=_compute_dtype(config), rngs=rngs)
-    block = dict(groups=config.norm_groups, remat=config.remat, **conv)
-    strides = list(zip(config.temporal_strides, config.spatial_strides, config.spatial_strides, strict=True))
-    channels = widths[-1]
-    layers = [CausalConv3d(config.quantizer.dim, channels, **conv)]
-    layers += [ResBlock(channels, channels, **block) for _ in range(config.num_mid_blocks)]
-    for level, width in reversed(list(enumerate(widths))):
-        for _ in range(config.num_res_blocks):
-            layers.append(ResBlock(channels, width, **block))
-            channels = width
-        if level > 0:
-            layers.append(Upsample(channels, strides[level - 1], **conv))
-    layers.append(FrameNorm(channels, config.norm_groups, activate=True, rngs=rngs))
-    layers.append(CausalConv3d(channels, 3 * config.patch_size**2, out_axis=None, **conv))
-    return CausalStack(layers)
+class Decoder(nnx.Module):
+    """Codes to patches of pixels; the last layer is the convolution that makes the pixels."""
+
+    def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
+        widths = [multiplier * config.base_channels for multiplier in config.channel_multipliers]
+        conv = dict(compute_dtype=_compute_dtype(config), rngs=rngs)
+        block = dict(groups=config.norm_groups, remat=config.remat, **conv)
+        strides = list(zip(config.temporal_strides, config.spatial_strides, config.spatial_strides, strict=True))
+        dim, channels = config.quantizer.dim, widths[-1]
+        layers = [CausalConv3d(dim, channels, **conv)]
+        layers += [ResBlock(channels, channels, **block) for _ in range(config.num_mid_blocks)]
+        for level, width in reversed(list(enumerate(widths))):
+            if config.decoder_norm == "adaptive":
+                layers.append(AdaptiveNorm(channels, dim, config.norm_groups))
+            for _ in range(config.num_res_blocks):
+                layers.append(ResBlock(channels, width, **block))
+                channels = width
+            if level > 0:
+                layers.append(Upsample(channels, strides[level - 1], **conv))
+        layers.append(FrameNorm(channels, config.norm_groups, activate=True, rngs=rngs))
+        layers.append(CausalConv3d(channels, 3 * config.patch_size**2, out_axis=None, **conv))
+        self.layers = nnx.List(layers)
+
+    def __call__(
+        self, codes: Float[Array, "b t h w d"], past: Past = None
+    ) -> tuple[Float[Array, "b t2 h2 w2 c"], Past]:
+        x, remembered = codes, []
+        for layer, layer_past in zip(self.layers, past or [None] * len(self.layers), strict=True):
+            if isinstance(layer, AdaptiveNorm):
+                x, layer_past = layer(x, codes, past is None), ()
+            else:
+                x, layer_past = layer(x, layer_past)
+            remembered.append(layer_past)
+        return x, remembered
 
 
 def abstract_autoencoder(config: TokenizerConfig) -> tuple[nnx.GraphDef, dict]:

@@ -63,22 +63,30 @@ class CausalConv3d(nnx.Module):
         if self.padding == "edge":
             frames = jnp.pad(frames, ((0, 0), (0, 0), *pads, (0, 0)), mode="edge")
             pads = ((0, 0), (0, 0))
-        y = jax.lax.platform_dependent(
-            frames,
-            kernel,
-            cpu=lambda frames, kernel: _convolve_by_taps(frames, kernel, self.strides, pads),
-            default=lambda frames, kernel: _convolve(frames, kernel, self.strides, pads),
-        )
-        y = constrain(y, "batch", None, None, None, None)
+        y = convolve3d(frames, kernel, self.strides, pads)
+        y = constrain(y, "batch", None, None, "width", None)
         if self.bias is not None:
             y = y + self.bias[...].astype(y.dtype)[None, None, None, None]
         remembered = jnp.concatenate([past, x], axis=1)[:, x.shape[1] :]
         return y, remembered
 
 
-def _convolve(frames, kernel, strides, pads):
+def convolve3d(
+    frames: Float[Array, "b t h w c"],
+    kernel: Float[Array, "kt kh kw c c2"],
+    strides: tuple[int, int, int],
+    pads: tuple[tuple[int, int], tuple[int, int]],
+) -> Float[Array, "b t2 h2 w2 c2"]:
+    """3D convolution with zeros around height and width as ``pads`` says, and none around time."""
     dimensions = ("NTHWC", "THWIO", "NTHWC")
-    return jax.lax.conv_general_dilated(frames, kernel, strides, ((0, 0), *pads), dimension_numbers=dimensions)
+    return jax.lax.platform_dependent(
+        frames,
+        kernel,
+        cpu=lambda frames, kernel: _convolve_by_taps(frames, kernel, strides, pads),
+        default=lambda frames, kernel: jax.lax.conv_general_dilated(
+            frames, kernel, strides, ((0, 0), *pads), dimension_numbers=dimensions
+        ),
+    )
 
 
 def _convolve_by_taps(frames, kernel, strides, pads):
@@ -106,13 +114,51 @@ class FrameNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels), logical_axes=(None,))
 
     def __call__(self, x: Float[Array, "b t h w c"], past: Past = None) -> tuple[Float[Array, "b t h w c"], Past]:
-        b, t, h, w, c = x.shape
-        grouped = x.astype(jnp.float32).reshape(b, t, h * w, self.groups, c // self.groups)
-        mean = grouped.mean(axis=(2, 4), keepdims=True)
-        variance = jnp.square(grouped - mean).mean(axis=(2, 4), keepdims=True)
-        normal = ((grouped - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
-        y = normal * self.scale[...].reshape(1, 1, 1, 1, c) + self.bias[...].reshape(1, 1, 1, 1, c)
+        channels = (1, 1, 1, 1, -1)
+        y = _normalized(x, self.groups) * self.scale[...].reshape(channels) + self.bias[...].reshape(channels)
         return (jax.nn.swish(y) if self.activate else y).astype(x.dtype), ()
+
+
+def _normalized(x, groups):
+    """float32, with mean 0 and variance 1 in every group of channels of every frame."""
+    grouped = x.astype(jnp.float32).reshape(*x.shape[:4], groups, -1)
+    mean = grouped.mean(axis=(2, 3, 5), keepdims=True)
+    variance = jnp.square(grouped - mean).mean(axis=(2, 3, 5), keepdims=True)
+    return ((grouped - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
+
+
+class AdaptiveNorm(nnx.Module):
+    """Group normalization of each frame, scaled and shifted by what its codes say (MAGVIT-v2, appendix A.2).
+
+    Scale and shift are linear in the standard deviation and the mean over the frame's codes; they start at 1 and 0.
+    Remembers nothing; unlike the other layers it is called with the codes that the decoder started from.
+    """
+
+    def __init__(self, channels: int, code_dim: int, groups: int):
+        self.groups = groups
+        zeros = jnp.zeros((code_dim, channels))
+        self.scale_kernel = nnx.Param(zeros, logical_axes=(None, None))
+        self.scale_bias = nnx.Param(jnp.ones(channels), logical_axes=(None,))
+        self.shift_kernel = nnx.Param(zeros, logical_axes=(None, None))
+        self.shift_bias = nnx.Param(jnp.zeros(channels), logical_axes=(None,))
+
+    def __call__(
+        self, x: Float[Array, "b t h w c"], codes: Float[Array, "b t2 h2 w2 d"], is_start: bool
+    ) -> Float[Array, "b t h w c"]:
+        codes = codes.astype(jnp.float32)
+        mean = codes.mean(axis=(2, 3))
+        deviation = jnp.sqrt(jnp.square(codes - mean[:, :, None, None]).mean(axis=(2, 3)) + 1e-6)
+        scale = deviation @ self.scale_kernel[...] + self.scale_bias[...][None, None]
+        shift = mean @ self.shift_kernel[...] + self.shift_bias[...][None, None]
+        scale, shift = (_for_each_frame(style, x.shape[1], is_start) for style in (scale, shift))
+        return (_normalized(x, self.groups) * scale + shift).astype(x.dtype)
+
+
+def _for_each_frame(style, num_frames, is_start):
+    """[b, latent frames, c] -> [b, frames, 1, 1, c]; the first latent frame of a video stands for one frame."""
+    each = max(1, (num_frames - is_start) // max(1, style.shape[1] - is_start))
+    style = style.repeat(each, axis=1)
+    return (style[:, each - 1 :] if is_start else style)[:, :, None, None]
 
 
 class ResBlock(nnx.Module):

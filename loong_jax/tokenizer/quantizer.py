@@ -13,20 +13,35 @@ from jaxtyping import Array, Float, Int
 
 from loong_jax.config import QuantizerConfig
 
+_CHUNK = 1024  # codes compared at once, so that the latents x codes matrix is never whole in memory
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ClusterState:
-    """What the codebook remembers besides the codes: running usage [codes] and, for "random", recent latents."""
+    """What the codebook remembers besides the codes.
+
+    Running usage, for "random" recent latents, and the steps that each code has not been used for.
+    """
 
     usage: Float[Array, " k"]
     pool: Float[Array, "k d"]
+    idle: Int[Array, " k"]
 
     @staticmethod
     def create(config: QuantizerConfig, key: jax.Array) -> "ClusterState":
         bound = 1 / config.num_codes
         pool = jax.random.uniform(key, (config.num_codes, config.dim), minval=-bound, maxval=bound)
-        return ClusterState(usage=jnp.zeros(config.num_codes), pool=pool)
+        zeros = jnp.zeros(config.num_codes)
+        return ClusterState(usage=zeros, pool=pool, idle=zeros.astype(jnp.int32))
+
+    def seen(self, share: Float[Array, " k"]) -> "ClusterState":
+        """The state after a batch whose latents chose codes in these shares, where the codes do not move."""
+        return dataclasses.replace(self, idle=jnp.where(share > 0, 0, self.idle + 1))
+
+    def alive(self, config: QuantizerConfig) -> Float[Array, ""]:
+        """Share of the codes used within the last ``config.dead_after`` steps."""
+        return (self.idle < config.dead_after).mean()
 
 
 class Quantized(NamedTuple):
@@ -72,7 +87,7 @@ class Quantizer(nnx.Module):
 
     def assign(self, latents: Float[Array, "n d"]) -> Int[Array, " n"]:
         """Id of the most similar code of each latent."""
-        return similarity(latents, self.codebook[...], self.config.distance).argmax(axis=-1).astype(jnp.int32)
+        return nearest_codes(latents, self.codebook[...], self.config.distance)
 
     def codes(self, ids: Int[Array, "..."]) -> Float[Array, "... d"]:
         """The vectors that the decoder gets for ``ids``."""
@@ -88,10 +103,41 @@ def unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
 def similarity(latents: Float[Array, "n d"], codes: Float[Array, "k d"], distance: str) -> Float[Array, "n k"]:
     """Cosine similarity, or the negative squared distance for "l2", in float32."""
     if distance == "cosine":
-        return unit(latents) @ unit(codes).T
-    return (
-        2 * latents @ codes.T - jnp.square(latents).sum(axis=-1, keepdims=True) - jnp.square(codes).sum(axis=-1)[None]
-    )
+        return _products(unit(latents), unit(codes))
+    lengths = jnp.square(latents).sum(axis=-1, keepdims=True) + jnp.square(codes).sum(axis=-1)[None]
+    return 2 * _products(latents, codes) - lengths
+
+
+def _products(latents, codes):
+    # The default precision of a float32 product on TPU is bfloat16, which would swap close codes.
+    return jnp.matmul(latents, codes.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def nearest_codes(latents: Float[Array, "n d"], codebook: Float[Array, "k d"], distance: str) -> Int[Array, " n"]:
+    """Id of the most similar code of each latent, the first of equals; some codes at a time."""
+
+    def best_of(chunk):
+        affinity = _masked_similarity(latents, chunk, distance)
+        return affinity.max(axis=-1), affinity.argmax(axis=-1)
+
+    best, ids = jax.lax.map(best_of, _chunks(codebook))
+    winner = best.argmax(axis=0)
+    return (winner * _CHUNK + jnp.take_along_axis(ids, winner[None], axis=0)[0]).astype(jnp.int32)
+
+
+def _chunks(codebook):
+    """Codes [chunks, codes of a chunk, d], which of them exist, and the number of each chunk."""
+    num_codes, dim = codebook.shape
+    size = min(_CHUNK, num_codes)
+    missing = -num_codes % size
+    codes = jnp.pad(codebook, ((0, missing), (0, 0))).reshape(-1, size, dim)
+    exists = (jnp.arange(num_codes + missing) < num_codes).reshape(-1, size)
+    return codes, exists, jnp.arange(len(codes))
+
+
+def _masked_similarity(latents, chunk, distance):
+    codes, exists, _ = chunk
+    return jnp.where(exists[None], similarity(latents, codes, distance), -jnp.inf)
 
 
 def cluster_codebook(
@@ -120,14 +166,20 @@ def cluster_codebook(
     alpha = jnp.exp(-usage * config.num_codes * 10 / (1 - config.decay) - 1e-3)[:, None]
     pool = _refill(state.pool, latents, key) if config.anchor == "random" else state.pool
     anchors = pool if config.anchor == "random" else _anchors(codebook, latents, key, config)
-    return (1 - alpha) * codebook + alpha * anchors, ClusterState(usage, pool), share
+    state = dataclasses.replace(state, usage=usage, pool=pool).seen(share)
+    return (1 - alpha) * codebook + alpha * anchors, state, share
 
 
 def _anchors(codebook, latents, key, config):
-    affinity = similarity(latents, codebook, config.distance).T  # [codes, latents]
-    if config.anchor == "probrandom":
-        return latents[jax.random.categorical(key, affinity, axis=-1)]
-    return latents[affinity.argmax(axis=-1)]
+    """One latent of the batch for each code, chosen for some codes at a time."""
+
+    def choose(chunk):
+        affinity = similarity(latents, chunk[0], config.distance).T  # [codes, latents]
+        if config.anchor == "closest":
+            return affinity.argmax(axis=-1)
+        return jax.random.categorical(jax.random.fold_in(key, chunk[2]), affinity, axis=-1)
+
+    return latents[jax.lax.map(choose, _chunks(codebook)).reshape(-1)[: len(codebook)]]
 
 
 def _refill(pool, latents, key):

@@ -1,6 +1,7 @@
-"""The public face of the tokenizer: videos of pixels to ids and back, in chunks of constant memory."""
+"""The public face of the tokenizer: videos of any length and size to ids and back, in constant memory."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +9,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Int, UInt8
 
 from loong_jax import checkpoint
 from loong_jax.config import TokenizerConfig, TokenizerJob
 from loong_jax.config_dict import from_config_dict
 from loong_jax.tokenizer.autoencoder import abstract_autoencoder, init_params
+from loong_jax.tokenizer.input_checks import check_ids, check_video
+from loong_jax.tokenizer.tiling import Tiling
 
-# Latent frames processed at once after the first chunk; a video that fits in the first chunk is done whole.
-_CHUNK = 16
-_ROWS = 16  # videos processed at once
+# Latent frames and videos processed at once, where frames are small: for larger ones, fewer.
+_CHUNK, _ROWS = 16, 16
+_PIXELS = _ROWS * (1 + 4 * _CHUNK) * 32 * 32
 
 
 class VideoTokenizer:
-    """Turns uint8 videos [batch?, frames, height, width, 3] into ids [batch?, latent_frames, h, w] and back.
+    """Turns videos [batch?, frames, height, width, channels] into ids [batch?, latent_frames, h, w] and back.
 
     The first frame is its own latent frame, each further one stands for ``temporal_factor`` frames, so that an image
-    is a video of one frame.
+    is a video of one frame. Long videos go through in chunks, with the ids and pixels of the whole; frames larger than
+    those of the training in overlapping tiles.
     """
 
-    def __init__(self, config: TokenizerConfig, params: Any):
-        """Wrap parameters, as ``autoencoder.init_params`` gives them."""
+    def __init__(self, config: TokenizerConfig, params: Any, frame_size: int | None = None):
+        """Wrap parameters, as ``autoencoder.init_params`` gives them.
+
+        Args:
+            config: of the architecture.
+            params: the parameters.
+            frame_size: height and width trained on; larger frames are cut into tiles of it. None: never.
+        """
         self.config = config
         self.params = params
+        self.frame_size = frame_size
         graphdef, _ = abstract_autoencoder(config)
         self._encode = jax.jit(lambda params, video, past: nnx.merge(graphdef, params).encode(_to_float(video), past))
         self._decode = jax.jit(lambda params, ids, past: _to_uint8(nnx.merge(graphdef, params).decode(ids, past)))
@@ -46,15 +58,11 @@ class VideoTokenizer:
         Raises:
             ValueError: there is none.
         """
-        job = from_config_dict(checkpoint.load_meta(workdir)["config"])
-        if not isinstance(job, TokenizerJob):
-            raise ValueError(
-                f"{workdir} holds a training of task {job.task!r}: give the workdir of a tokenizer training."
-            )
+        job = load_job(workdir)
         _, abstract = abstract_autoencoder(job.tokenizer)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-        return VideoTokenizer(job.tokenizer, checkpoint.load_parts(workdir, {"params": abstract})["params"])
+        return VideoTokenizer(job.tokenizer, load_params(workdir, abstract), job.data.frame_size)
 
     @property
     def fingerprint(self) -> str:
@@ -70,38 +78,155 @@ class VideoTokenizer:
         """The code vectors, float32 [codes, dim]."""
         return self.params["quantizer"]["codebook"]
 
-    def encode(self, video: np.ndarray) -> np.ndarray:
-        """Ids, int32 in [0, num_codes), of a uint8 video.
+    def encode(self, video: np.ndarray) -> Int[np.ndarray, "*b t h w"]:
+        """Ids, int32 in [0, num_codes), of a video.
+
+        Args:
+            video: [batch?, frames, height, width, channels], uint8, or float in [0, 1]. One channel is gray, four are
+                color and alpha, which is put over black. After the last frame it is repeated until the frames are 1 +
+                a multiple of ``temporal_factor``; ``decode(ids, num_frames)`` cuts that off again.
 
         Raises:
-            ValueError: the shape, dtype, frame count or size is not one that the tokenizer can take.
+            ValueError: the shape, dtype, values or size are not such that the tokenizer can take.
         """
-        video, batched = _check_video(self.config, video)
-        ids = self._in_chunks(self._encode, video, 1 + _CHUNK * self.config.temporal_factor)
-        return ids if batched else ids[0]
+        video, is_batch = check_video(self.config, video)
+        _, latent_frames = self._at_once(*video.shape[2:4])
+        past, ids = None, []
+        for piece in _pieces(video, latent_frames * self.config.temporal_factor):
+            done, past = self.encode_chunk(piece, past)
+            ids.append(done)
+        ids = np.concatenate(ids, axis=1)
+        return ids if is_batch else ids[0]
 
-    def decode(self, ids: np.ndarray) -> np.ndarray:
-        """The uint8 video of ids; ``1 + (latent_frames - 1) * temporal_factor`` frames.
+    def decode(self, ids: np.ndarray, num_frames: int | None = None) -> UInt8[np.ndarray, "*b t h w 3"]:
+        """The uint8 video of ids: 1 + (latent_frames - 1) x temporal_factor frames, or the first ``num_frames``.
 
         Raises:
-            ValueError: the shape, dtype or range of ids is not one that the tokenizer makes.
+            ValueError: the shape, dtype or range of ids is not one that the tokenizer makes, or the frames are fewer.
         """
-        ids, batched = _check_ids(self.config, ids)
-        video = self._in_chunks(self._decode, ids, 1 + _CHUNK)
-        return video if batched else video[0]
+        ids, is_batch = check_ids(self.config, ids)
+        available = self.config.pixel_frames(ids.shape[1])
+        if num_frames is not None and not 1 <= num_frames <= available:
+            raise ValueError(f"{ids.shape[1]} latent frames are 1 to {available} frames; num_frames is {num_frames}.")
+        _, latent_frames = self._at_once(*(cells * self.config.spatial_factor for cells in ids.shape[2:]))
+        past, frames = None, []
+        for piece in _pieces(ids, latent_frames):
+            done, past = self.decode_chunk(piece, past)
+            frames.append(done)
+        video = np.concatenate(frames, axis=1)[:, :num_frames]
+        return video if is_batch else video[0]
 
-    def _in_chunks(self, function, videos: np.ndarray, first: int) -> np.ndarray:
-        """Apply ``function`` to some rows and frames at a time: memory grows with neither batch nor length."""
-        starts = range(0, len(videos), _ROWS)
-        return np.concatenate([self._rows_in_chunks(function, videos[row : row + _ROWS], first) for row in starts])
+    def encode_stream(self, pieces: Iterable[np.ndarray]) -> Iterator[Int[np.ndarray, "*b t h w"]]:
+        """Ids of a video that arrives in pieces of any number of frames, as soon as there are frames for them.
 
-    def _rows_in_chunks(self, function, frames: np.ndarray, first: int) -> np.ndarray:
-        done, past = function(self.params, frames[:, :first], None)
-        outputs = [np.asarray(done)]
-        for start in range(first, frames.shape[1], first - 1):
-            done, past = function(self.params, frames[:, start : start + first - 1], past)
+        The ids are those of ``encode`` on the whole. Memory depends on the largest piece and not on the video.
+        """
+        is_batch, held = True, None
+        past, factor = None, self.config.temporal_factor
+        for piece in pieces:
+            piece, is_batch = check_video(self.config, piece, pad=False)
+            held = piece if held is None else _joined(held, piece)
+            ready = held.shape[1] - (held.shape[1] - (past is None)) % factor
+            if ready:
+                ids, past = self.encode_chunk(held[:, :ready], past)
+                held = held[:, ready:] if ready < held.shape[1] else held[:, :0]
+                yield ids if is_batch else ids[0]
+        if held is not None and held.shape[1]:
+            ids, _ = self.encode_chunk(held[:, np.minimum(np.arange(factor), held.shape[1] - 1)], past)
+            yield ids if is_batch else ids[0]
+
+    def decode_stream(self, pieces: Iterable[np.ndarray]) -> Iterator[UInt8[np.ndarray, "*b t h w 3"]]:
+        """The frames of ids that arrive in pieces of any number of latent frames, each piece's at once.
+
+        The frames are those of ``decode`` on the whole. Memory depends on the largest piece and not on the video.
+        """
+        past = None
+        for piece in pieces:
+            ids, is_batch = check_ids(self.config, piece)
+            frames, past = self.decode_chunk(ids, past)
+            yield frames if is_batch else frames[0]
+
+    def encode_chunk(self, video: UInt8[np.ndarray, "b t h w 3"], past: Any = None) -> tuple[np.ndarray, Any]:
+        """Ids of the next frames of a video, and what to remember of them.
+
+        Args:
+            video: 1 + m x temporal_factor frames at the start of a video, where ``past`` is None; later without the 1.
+            past: what the call on the frames before returned. Its shapes do not depend on their number.
+        """
+        factor = self.config.spatial_factor
+        tiling = self._tiling(video.shape[2] // factor, video.shape[3] // factor)
+        tiles, past = self._by_rows(self._encode, tiling.cut(video, factor), past, 1)
+        return tiling.join_ids(tiles), past
+
+    def decode_chunk(self, ids: Int[np.ndarray, "b t h w"], past: Any = None) -> tuple[np.ndarray, Any]:
+        """uint8 frames of the next ids of a video, and what to remember of them; for ``past`` see ``encode_chunk``.
+
+        So the last frames of a video, say to encode them again, are decoded without those before.
+        """
+        tiling = self._tiling(*ids.shape[2:])
+        factor = self.config.spatial_factor
+        tiles, past = self._by_rows(self._decode, tiling.cut(ids, 1), past, factor)
+        return tiling.join_frames(tiles, factor), past
+
+    def _tiling(self, height: int, width: int) -> Tiling:
+        size = max(height, width) if self.frame_size is None else self.config.latent_size(self.frame_size)
+        return Tiling.create(height, width, size)
+
+    def _at_once(self, height: int, width: int) -> tuple[int, int]:
+        """How many videos or tiles, and how many latent frames of them, to process at once."""
+        tile = self.frame_size or max(height, width)
+        pixels = min(height, tile) * min(width, tile)
+        factor = self.config.temporal_factor
+        rows = _PIXELS // ((1 + factor * _CHUNK) * pixels)
+        return max(1, min(_ROWS, rows)), max(1, min(_CHUNK, _PIXELS // (factor * pixels)))
+
+    def _by_rows(self, function, rows: np.ndarray, past: Any, scale: int) -> tuple[np.ndarray, Any]:
+        """Apply ``function`` to some videos or tiles at a time; ``scale`` x their height and width are pixels."""
+        together, _ = self._at_once(rows.shape[2] * scale, rows.shape[3] * scale)
+        outputs, pasts = [], []
+        for index, start in enumerate(range(0, len(rows), together)):
+            row_past = None if past is None else past[index]
+            done, row_past = function(self.params, rows[start : start + together], row_past)
             outputs.append(np.asarray(done))
-        return np.concatenate(outputs, axis=1)
+            pasts.append(row_past)
+        return np.concatenate(outputs), pasts
+
+
+def load_job(workdir: str | Path) -> TokenizerJob:
+    """The settings of the tokenizer training in ``workdir``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    job = from_config_dict(checkpoint.load_meta(workdir)["config"])
+    if not isinstance(job, TokenizerJob):
+        raise ValueError(f"{workdir} holds a training of task {job.task!r}: give the workdir of a tokenizer training.")
+    return job
+
+
+def load_params(workdir: str | Path, abstract: Any) -> Any:
+    """The parameters to use of a tokenizer training, their running mean if it has one, where ``abstract`` says.
+
+    Raises:
+        ValueError: there are none, or they are of another architecture.
+    """
+    item = "ema" if load_job(workdir).ema_decay else "params"
+    return checkpoint.load_parts(workdir, {item: abstract})[item]
+
+
+def _pieces(frames: np.ndarray, length: int) -> Iterator[np.ndarray]:
+    """The first frame and ``length`` more, then ``length`` at a time."""
+    yield frames[:, : 1 + length]
+    for start in range(1 + length, frames.shape[1], length):
+        yield frames[:, start : start + length]
+
+
+def _joined(held: np.ndarray, piece: np.ndarray) -> np.ndarray:
+    if (held.shape[0], *held.shape[2:]) != (piece.shape[0], *piece.shape[2:]):
+        raise ValueError(
+            f"All pieces of a video have one batch, height and width: got {piece.shape} after {held.shape}."
+        )
+    return np.concatenate([held, piece], axis=1)
 
 
 def _to_float(video):
@@ -111,36 +236,3 @@ def _to_float(video):
 def _to_uint8(decoded):
     video, past = decoded
     return jnp.clip(jnp.round((video + 1) * 127.5), 0, 255).astype(jnp.uint8), past
-
-
-def _check_video(config: TokenizerConfig, video: np.ndarray) -> tuple[np.ndarray, bool]:
-    video = np.asarray(video)
-    if video.dtype != np.uint8 or video.ndim not in (4, 5) or video.shape[-1] != 3 or 0 in video.shape:
-        raise ValueError(
-            f"A video must be uint8 [batch?, frames, height, width, 3] and not empty; got {video.dtype} {video.shape}."
-        )
-    frames, height, width = video.shape[-4:-1]
-    if (frames - 1) % config.temporal_factor:
-        raise ValueError(
-            f"A video must have 1 + a multiple of {config.temporal_factor} frames; got {frames}: "
-            f"cut it to {frames - (frames - 1) % config.temporal_factor}."
-        )
-    if height % config.spatial_factor or width % config.spatial_factor:
-        raise ValueError(
-            f"Height and width must be multiples of {config.spatial_factor}; got {height}x{width}: "
-            "resize the video (read_video takes size=...)."
-        )
-    return (video, True) if video.ndim == 5 else (video[None], False)
-
-
-def _check_ids(config: TokenizerConfig, ids: np.ndarray) -> tuple[np.ndarray, bool]:
-    ids = np.asarray(ids)
-    if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (3, 4) or 0 in ids.shape:
-        raise ValueError(
-            f"Ids must be integers [batch?, latent_frames, h, w] and not empty; got {ids.dtype} {ids.shape}."
-        )
-    num_codes = config.quantizer.num_codes
-    if ids.min() < 0 or ids.max() >= num_codes:
-        raise ValueError(f"Ids must lie in [0, {num_codes}); got {ids.min()} to {ids.max()}.")
-    ids = ids.astype(np.int32)
-    return (ids, True) if ids.ndim == 4 else (ids[None], False)

@@ -1,5 +1,6 @@
 """Train one stage of the language model: from a LanguageModelJob to a workdir with checkpoints."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -157,4 +158,4 @@ def _start_from(state: TrainState, workdir: Path) -> TrainState:
     say(f"starting from the parameters in {workdir}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params)
     params = checkpoint.load_parts(workdir, {"params": abstract})["params"]
-    return TrainState(state.step, params, state.opt_state, state.extra)
+    return dataclasses.replace(state, params=params)

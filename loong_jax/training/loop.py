@@ -22,7 +22,8 @@ class Training:
     """One training, ready to run.
 
     ``batches(step)`` iterates over host batches from that step on; ``step`` and ``evaluate`` are the jitted step and
-    ``state -> metrics``; ``shown`` names the metrics on the progress line; ``meta`` is stored in every checkpoint.
+    ``state -> metrics``; ``shown`` names the metrics on the progress line; ``meta`` is stored in every checkpoint;
+    ``alarm`` makes a warning of a step's metrics, or "".
     """
 
     title: str
@@ -35,6 +36,7 @@ class Training:
     evaluate: Callable[[TrainState], dict]
     shown: tuple[str, ...]
     meta: dict
+    alarm: Callable[[dict], str] = lambda metrics: ""
 
 
 def run(training: Training) -> TrainState:
@@ -91,6 +93,8 @@ def _log(training, step, metrics, writer, progress) -> None:
     metrics = jax.device_get(metrics)
     writer.write(step, "train", metrics)
     progress.report(step, summarize(metrics, (*training.shown, "steps_per_second")))
+    if warning := training.alarm(metrics):
+        progress.report(step, "WARNING: " + warning)
 
 
 def _abstract(state: TrainState) -> Any:

@@ -15,12 +15,19 @@ from loong_jax import sharding
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Step count (int32), parameters (float32), optimizer state, and ``extra`` (the tokenizer's cluster state)."""
+    """Step count (int32), parameters (float32) and optimizer state; the rest is the tokenizer's, () where unused."""
 
     step: jax.Array
     params: Any
     opt_state: Any
-    extra: Any = ()
+    clusters: Any = ()  # what the codebook remembers
+    adversary: Any = ()  # the discriminator and its own optimizer state
+    ema: Any = ()  # running mean of params
+
+    @property
+    def best_params(self) -> Any:
+        """The parameters to evaluate and to use."""
+        return self.ema if jax.tree.leaves(self.ema) else self.params
 
 
 def create_state(
@@ -29,13 +36,18 @@ def create_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     key: jax.Array,
-    init_extra: Callable[[jax.Array], Any] = lambda key: (),
+    init_rest: Callable[[jax.Array, Any], dict] = lambda key, params: {},
+    adversary_axes: Any = None,
+    is_abstract: bool = False,
 ) -> tuple[TrainState, TrainState]:
     """Create the state directly in its sharding; no device ever holds more than its part.
 
     Args:
         init_params: key -> parameters.
         axes: tree of logical axes, one tuple per parameter.
+        init_rest: (key, parameters) -> the state's other fields by name.
+        adversary_axes: logical axes of the discriminator's parameters, if there is one.
+        is_abstract: only shapes and shardings, no arrays.
 
     Returns:
         The state, and the tree of its NamedShardings.
@@ -43,28 +55,30 @@ def create_state(
 
     def init(key):
         params = init_params(key)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), init_extra(key))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), **init_rest(key, params))
 
     abstract = jax.eval_shape(init, key)
-    shardings = state_shardings(abstract, axes, mesh)
+    shardings = state_shardings(abstract, axes, mesh, adversary_axes)
+    if is_abstract:
+        return jax.tree.map(lambda x, place: x.update(sharding=place), abstract, shardings), shardings
     return jax.jit(init, out_shardings=shardings)(key), shardings
 
 
-def state_shardings(abstract: TrainState, axes: Any, mesh: Mesh) -> TrainState:
-    """Shardings of a state: every moment lies where its parameter lies, everything else is replicated."""
-    params = sharding.tree_shardings(mesh, abstract.params, axes)
+def state_shardings(abstract: TrainState, axes: Any, mesh: Mesh, adversary_axes: Any = None) -> TrainState:
+    """Shardings of a state: moments and means lie where their parameter lies, everything else is replicated."""
+    trees = [(abstract.params, axes)]
+    if adversary_axes is not None:
+        trees.append((abstract.adversary.params, adversary_axes))
+    places = {}
+    for params, params_axes in trees:
+        shardings = sharding.tree_shardings(mesh, params, params_axes)
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        places |= {(path, x.shape): place for (path, x), place in zip(leaves, jax.tree.leaves(shardings), strict=True)}
     whole = sharding.replicated(mesh)
-    paths = jax.tree_util.tree_leaves_with_path(abstract.params)
-    places = {(path, leaf.shape): place for (path, leaf), place in zip(paths, jax.tree.leaves(params), strict=True)}
 
-    def of_moment(path, leaf):
+    def of_leaf(path, leaf):
         # A moment's path ends in its parameter's, whatever the optimizer wraps around it.
         ends = (places.get((path[start:], leaf.shape)) for start in range(len(path)))
         return next((place for place in ends if place is not None), whole)
 
-    return TrainState(
-        step=whole,
-        params=params,
-        opt_state=jax.tree_util.tree_map_with_path(of_moment, abstract.opt_state),
-        extra=jax.tree.map(lambda _: whole, abstract.extra),
-    )
+    return jax.tree_util.tree_map_with_path(of_leaf, abstract)

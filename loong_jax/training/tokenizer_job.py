@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from loong_jax import checkpoint, sharding
@@ -11,17 +12,18 @@ from loong_jax.config import TokenizerJob
 from loong_jax.config_dict import to_json_dict
 from loong_jax.data.loader import video_batches
 from loong_jax.data.sources import make_source
+from loong_jax.evaluation.reconstruction import codebook_usage, perplexity
 from loong_jax.tokenizer import autoencoder
-from loong_jax.tokenizer.quantizer import ClusterState
-from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
+from loong_jax.tokenizer.perceptual import load_weights
+from loong_jax.tokenizer.video_tokenizer import VideoTokenizer, load_params
 from loong_jax.training import loop
 from loong_jax.training.metrics import say
 from loong_jax.training.optimizer import make_optimizer
-from loong_jax.training.state import TrainState, create_state
-from loong_jax.training.tokenizer_step import make_eval_step, make_train_step
-from loong_jax.video import contact_sheet, write_image
+from loong_jax.training.state import TrainState
+from loong_jax.training.tokenizer_step import create_tokenizer_state, make_eval_step, make_train_step
+from loong_jax.video import write_strip
 
-_NUM_SHOWN = 8  # held-out videos, and frames of each, in the picture of reconstructions
+_NUM_SHOWN = 8  # held-out videos in the picture of reconstructions
 
 
 def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
@@ -34,19 +36,18 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
     train_source = make_source(job.data, "train")
     test_source = make_source(job.data, "test")
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    batches = video_batches(train_source, job.data, batch_size=job.train.batch_size, seed=job.seed, **process)
-    optimizer = make_optimizer(job.optimizer, job.train.num_steps, autoencoder.matrix_axes)
-    state, shardings = create_state(
-        lambda key: autoencoder.init_params(job.tokenizer, key),
-        autoencoder.logical_axes(job.tokenizer),
-        optimizer,
-        mesh,
-        jax.random.key(job.seed),
-        lambda key: ClusterState.create(job.tokenizer.quantizer, key),
+    images = make_source(job.data, "train", num_frames=1) if job.data.image_share else None
+    batches = video_batches(
+        train_source, job.data, images=images, batch_size=job.train.batch_size, seed=job.seed, **process
     )
+    optimizer = make_optimizer(job.optimizer, job.train.num_steps, autoencoder.matrix_axes)
+    state, shardings = create_tokenizer_state(job, optimizer, mesh)
     if job.init_from:
         state = _start_from(state, (workdir / job.init_from).resolve())
-    eval_step = make_eval_step(job, _NUM_SHOWN)
+    lpips_weights = None
+    if job.loss.perceptual_weight or job.measure_lpips:
+        lpips_weights = load_weights(job.loss.perceptual_weights)
+    eval_step = make_eval_step(job, _NUM_SHOWN, lpips_weights if job.measure_lpips else None)
     # The same held-out examples at every evaluation.
     held_out = [
         {"video": np.stack([test_source[batch * job.train.batch_size + row]["video"] for row in rows])}
@@ -55,14 +56,15 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
     ]
 
     def evaluate(state: TrainState) -> dict:
-        results = [eval_step(state.params, sharding.shard_batch(mesh, batch)) for batch in held_out]
-        used = np.unique(np.concatenate([np.asarray(result.ids).reshape(-1) for result in results]))
+        results = [eval_step(state.best_params, sharding.shard_batch(mesh, batch)) for batch in held_out]
+        ids = np.concatenate([np.asarray(result.ids).reshape(-1) for result in results])
         if jax.process_index() == 0:
-            picture = workdir / "samples" / "reconstruction.png"
-            _draw_reconstructions(held_out[0]["video"][:_NUM_SHOWN], np.asarray(results[0].shown), picture)
+            originals, decoded = held_out[0]["video"][:_NUM_SHOWN], np.asarray(results[0].shown)
+            write_strip(workdir / "samples" / "reconstruction", originals, decoded, job.data.fps)
         return {
-            "psnr": np.mean([np.asarray(result.psnr) for result in results]),
-            "codebook_usage": len(used) / job.tokenizer.quantizer.num_codes,
+            **{name: np.mean([np.asarray(result.scores[name]) for result in results]) for name in results[0].scores},
+            "codebook_usage": codebook_usage(ids, job.tokenizer.quantizer.num_codes),
+            "codebook_perplexity": perplexity(ids, job.tokenizer.quantizer.num_codes),
         }
 
     state = loop.run(
@@ -72,28 +74,34 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
             config=job.train,
             mesh=mesh,
             state=state,
-            step=make_train_step(job, optimizer, shardings, mesh),
+            step=make_train_step(job, optimizer, shardings, mesh, lpips_weights),
             batches=batches.iterate,
             evaluate=evaluate,
-            shown=("psnr", "codebook_usage", "codebook_perplexity"),
+            shown=("psnr", "ssim", "lpips", "codebook_usage", "codebook_perplexity"),
             meta={"config": to_json_dict(job)},
+            alarm=lambda metrics: _alarm(job, metrics),
         )
     )
-    return VideoTokenizer(job.tokenizer, state.params)
+    return VideoTokenizer(job.tokenizer, state.best_params, job.data.frame_size)
 
 
-def _draw_reconstructions(originals: np.ndarray, decoded: np.ndarray, path: Path) -> None:
-    """A strip of each held-out video over its reconstruction; for single frames, all side by side."""
-    if originals.shape[1] == 1:
-        rows = [originals[:, 0], decoded[:, 0]]
-    else:
-        rows = [video for pair in zip(originals, decoded, strict=True) for video in pair]
-    write_image(path, contact_sheet(rows, columns=min(len(rows[0]), _NUM_SHOWN)))
+def _alarm(job: TokenizerJob, metrics: dict) -> str:
+    if metrics["skipped"]:
+        return "a step whose gradients were not finite changed nothing: lower the learning rate if that recurs."
+    quantizer = job.tokenizer.quantizer
+    if metrics["codebook_alive"] < quantizer.usage_alarm:
+        return (
+            f"only {metrics['codebook_alive']:.0%} of the codes were used in the last {quantizer.dead_after} steps: "
+            "the codebook is collapsing; use quantizer.clustering=True, or a smaller decay or learning rate."
+        )
+    return ""
 
 
 def _start_from(state: TrainState, workdir: Path) -> TrainState:
     """Take the parameters and cluster state of another training; step count and moments stay fresh."""
     say(f"starting from the tokenizer in {workdir}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    other = checkpoint.load_parts(workdir, {"params": abstract.params, "extra": abstract.extra})
-    return dataclasses.replace(state, **other)
+    params = load_params(workdir, abstract.params)
+    clusters = checkpoint.load_parts(workdir, {"clusters": abstract.clusters})["clusters"]
+    ema = jax.tree.map(jnp.copy, params) if jax.tree.leaves(state.ema) else ()
+    return dataclasses.replace(state, params=params, clusters=clusters, ema=ema)

@@ -151,3 +151,12 @@ def test_a_long_caption_is_cut():
     (batch,) = _take(_language_model_batches(DataConfig(text_drop=0.0, max_text_ids=2), 3), 0, 1)
     end = VOCABULARY.special("end_text")
     np.testing.assert_array_equal(np.argmax(batch["tokens"] == end, axis=1), 3)
+
+
+def test_a_share_of_batches_is_single_frames_whatever_step_one_starts_at():
+    videos, images = (MovingDigits("train", 32, frames, num_examples=8) for frames in (5, 1))
+    batches = video_batches(videos, DataConfig(image_share=0.25), images=images, batch_size=2, seed=0)
+    whole = _take(batches, 0, 200)
+    frames = np.array([batch["video"].shape[1] for batch in whole])
+    assert set(frames) == {1, 5} and abs((frames == 1).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 200)
+    _assert_same(_take(batches, 150, 20), whole[150:170])

@@ -9,7 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scipy import stats
 
 from loong_jax.config import QuantizerConfig
-from loong_jax.tokenizer.quantizer import ClusterState, Quantizer, cluster_codebook
+from loong_jax.tokenizer import quantizer as quantizer_module
+from loong_jax.tokenizer.quantizer import ClusterState, Quantizer, cluster_codebook, nearest_codes
 
 DIM, NUM_LATENTS = 4, 64
 
@@ -43,7 +44,7 @@ def cluster(config, arrays, key, place=jnp.asarray):
     codebook, usage, pool = (jnp.asarray(arrays[name], jnp.float32) for name in ("codebook", "usage", "pool"))
     latents, ids = place(arrays["latents"].astype(np.float32)), place(arrays["ids"].astype(np.int32))
     update = jax.jit(lambda *inputs: cluster_codebook(*inputs, config))
-    return update(codebook, ClusterState(usage, pool), latents, ids, key)
+    return update(codebook, ClusterState(usage, pool, jnp.zeros(len(usage), jnp.int32)), latents, ids, key)
 
 
 def moved(config, arrays, anchors):
@@ -76,7 +77,8 @@ def test_probrandom_anchors_are_drawn_latents(distance):
     key = jax.random.key(4)
     codebook, state, _ = cluster(config, arrays, key)
     affinity = brute_similarity(arrays["codebook"], arrays["latents"], distance)
-    drawn = np.asarray(jax.random.categorical(key, jnp.asarray(affinity, jnp.float32), axis=-1))
+    chunk_key = jax.random.fold_in(key, 0)
+    drawn = np.asarray(jax.random.categorical(chunk_key, jnp.asarray(affinity, jnp.float32), axis=-1))
     assert len(np.unique(drawn)) > 8 and (drawn != affinity.argmax(axis=1)).any()
     np.testing.assert_allclose(codebook, moved(config, arrays, arrays["latents"][drawn]), atol=1e-5)
     np.testing.assert_array_equal(state.pool, arrays["pool"].astype(np.float32))
@@ -121,6 +123,40 @@ def test_eight_devices_move_the_codes_as_one_does(anchor, num_codes, make_mesh):
     together = cluster(config, arrays, key, place=lambda x: jax.device_put(x, cut))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), alone, together)
     np.testing.assert_allclose(together[2], np.bincount(arrays["ids"], minlength=num_codes) / NUM_LATENTS, atol=1e-6)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l2"])
+def test_codes_compared_some_at_a_time_are_those_of_the_whole(distance, monkeypatch):
+    monkeypatch.setattr(quantizer_module, "_CHUNK", 7)  # 16 codes are 7, 7 and 2
+    config, arrays = cluster_case(16, anchor="closest", distance=distance)
+    latents, codes = (jnp.asarray(arrays[name], jnp.float32) for name in ("latents", "codebook"))
+    codes = codes.at[9].set(codes[2])  # of equal codes the first is taken
+    affinity = brute_similarity(np.asarray(latents, np.float64), np.asarray(codes, np.float64), distance)
+    ids = nearest_codes(latents, codes, distance)
+    np.testing.assert_array_equal(ids, affinity.argmax(axis=1))
+    assert 2 in ids and 9 not in ids and max(ids) > 13
+    moved_codes, _, _ = cluster(config, arrays, jax.random.key(0))
+    affinity = brute_similarity(arrays["latents"], arrays["codebook"], distance)
+    anchors = arrays["latents"][affinity.argmax(axis=0)]
+    np.testing.assert_allclose(moved_codes, moved(config, arrays, anchors), atol=1e-5)
+
+
+def test_the_full_size_lookup_never_holds_all_similarities():
+    """32 clips of 1,280 ids against 8,192 codes would be 1.3 GB."""
+    latents, codes = jax.ShapeDtypeStruct((40960, 8), jnp.float32), jax.ShapeDtypeStruct((8192, 8), jnp.float32)
+    memory = jax.jit(lambda *x: nearest_codes(*x, "cosine")).lower(latents, codes).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.3 * 40960 * 8192 * 4
+
+
+def test_steps_without_use_are_counted():
+    config, arrays = cluster_case(16, dead_after=2)
+    state = ClusterState(jnp.ones(16), jnp.zeros((16, DIM)), jnp.zeros(16, jnp.int32))
+    ids, latents = jnp.asarray([3, 3, 5]), jnp.asarray(arrays["latents"][:3], jnp.float32)
+    codebook = jnp.asarray(arrays["codebook"], jnp.float32)
+    for step in range(1, 4):
+        codebook, state, _ = cluster_codebook(codebook, state, latents, ids, jax.random.key(0), config)
+        np.testing.assert_array_equal(state.idle, [0 if code in (3, 5) else step for code in range(16)])
+        assert state.alive(config) == (1 if step < 2 else 2 / 16)
 
 
 def quantizer_case(**changes):

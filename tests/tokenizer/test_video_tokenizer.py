@@ -29,21 +29,25 @@ def random_video(*shape):
     return np.random.default_rng(sum(shape)).integers(0, 256, (*shape, SIZE, SIZE, 3), dtype=np.uint8)
 
 
+LAYOUT = "[batch?, frames, height, width, channels]"
+
+
 @pytest.mark.parametrize(
     ("video", "got", "allowed"),
     [
-        (np.zeros((5, 16, 16, 3), np.float32), "float32", "uint8"),
-        (np.zeros((5, 16, 16, 3), np.int8), "int8", "uint8"),
-        (np.zeros((16, 16, 3), np.uint8), "(16, 16, 3)", "[batch?, frames, height, width, 3]"),
-        (np.zeros((1, 1, 5, 16, 16, 3), np.uint8), "(1, 1, 5, 16, 16, 3)", "[batch?, frames, height, width, 3]"),
-        (np.zeros((5, 16, 16, 1), np.uint8), "(5, 16, 16, 1)", "[batch?, frames, height, width, 3]"),
+        (np.full((5, 16, 16, 3), 1.5, np.float32), "1.5 to 1.5", "[0, 1]"),
+        (np.full((5, 16, 16, 3), np.nan, np.float32), "nan to nan", "[0, 1]"),
+        (np.zeros((5, 16, 16, 3), np.int8), "int8", "uint8 or float"),
+        (np.zeros((16, 16, 3), np.uint8), "(16, 16, 3)", LAYOUT),
+        (np.zeros((1, 1, 5, 16, 16, 3), np.uint8), "(1, 1, 5, 16, 16, 3)", LAYOUT),
+        (np.zeros((5, 16, 16, 2), np.uint8), "(5, 16, 16, 2)", "1, 3 or 4 channels"),
         (np.zeros((0, 16, 16, 3), np.uint8), "(0, 16, 16, 3)", "not empty"),
         (np.zeros((0, 5, 16, 16, 3), np.uint8), "(0, 5, 16, 16, 3)", "not empty"),
         (np.zeros((5, 0, 16, 3), np.uint8), "(5, 0, 16, 3)", "not empty"),
-        (np.zeros((4, 16, 16, 3), np.uint8), "got 4: cut it to 1", "1 + a multiple of 4"),
-        (np.zeros((2, 8, 16, 16, 3), np.uint8), "got 8: cut it to 5", "1 + a multiple of 4"),
         (np.zeros((5, 16, 20, 3), np.uint8), "16x20", "multiples of 8"),
         (np.zeros((5, 12, 16, 3), np.uint8), "12x16", "multiples of 8"),
+        ([[1, 2], [3]], "inhomogeneous", "one array"),
+        (None, "object", LAYOUT),
     ],
     ids=lambda value: f"{value.dtype}{value.shape}" if isinstance(value, np.ndarray) else "",
 )
@@ -51,6 +55,85 @@ def test_a_video_that_cannot_be_encoded(tokenizer, video, got, allowed):
     with pytest.raises(ValueError) as error:
         tokenizer.encode(video)
     assert got in str(error.value) and allowed in str(error.value)
+
+
+def test_float_gray_and_alpha_are_the_pixels_they_mean(tokenizer):
+    video = random_video(5)
+    ids = tokenizer.encode(video)
+    np.testing.assert_array_equal(tokenizer.encode((video / 255).astype(np.float32)), ids)
+    np.testing.assert_array_equal(tokenizer.encode(video.astype(np.float64) / 255), ids)
+    opaque = np.concatenate([video, np.full_like(video[..., :1], 255)], axis=-1)
+    np.testing.assert_array_equal(tokenizer.encode(opaque), ids)
+    half = np.concatenate([video, np.full_like(video[..., :1], 128)], axis=-1)
+    np.testing.assert_array_equal(
+        tokenizer.encode(half), tokenizer.encode(np.round(video * (128 / 255)).astype(np.uint8))
+    )
+    gray = video[..., :1]
+    np.testing.assert_array_equal(tokenizer.encode(gray), tokenizer.encode(gray.repeat(3, axis=-1)))
+
+
+@pytest.mark.parametrize("frames", [2, 4, 8])
+def test_missing_frames_repeat_the_last_one_and_are_cut_off_again(tokenizer, frames):
+    video = random_video(frames)
+    padded = np.concatenate([video, video[-1:].repeat(-(frames - 1) % 4, axis=0)])
+    ids = tokenizer.encode(video)
+    np.testing.assert_array_equal(ids, tokenizer.encode(padded))
+    np.testing.assert_array_equal(tokenizer.decode(ids, frames), tokenizer.decode(ids)[:frames])
+    for wrong in (0, len(padded) + 1):
+        with pytest.raises(ValueError, match=f"1 to {len(padded)} frames; num_frames is {wrong}"):
+            tokenizer.decode(ids, wrong)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 23, [2, 3, 18], [23], [7, 16]], ids=str)
+def test_a_stream_in_pieces_of_any_size_is_the_whole(tokenizer, sizes):
+    """One frame at a time, and sizes that no chunk of the model has."""
+    video = random_video(23)
+    ids = tokenizer.encode(video)
+    pieces = np.split(video, np.cumsum(sizes)[:-1])
+    parts = list(tokenizer.encode_stream(pieces))
+    np.testing.assert_array_equal(np.concatenate(parts), ids)
+    frames = list(tokenizer.decode_stream(parts))
+    np.testing.assert_allclose(np.concatenate(frames).astype(int), tokenizer.decode(ids).astype(int), atol=1)
+
+
+def test_a_stream_yields_ids_as_soon_as_it_can_and_says_what_does_not_fit(tokenizer):
+    stream = tokenizer.encode_stream(iter([random_video(1), random_video(3), random_video(1)]))
+    assert next(stream).shape == (1, 2, 2)
+    assert next(stream).shape == (1, 2, 2)
+    other = np.zeros((1, 8, 8, 3), np.uint8)
+    with pytest.raises(
+        ValueError, match=r"one batch, height and width: got \(1, 1, 8, 8, 3\) after \(1, 0, 16, 16, 3\)"
+    ):
+        list(tokenizer.encode_stream([random_video(1), other]))
+    assert list(tokenizer.encode_stream([])) == []
+
+
+def test_the_last_frames_are_decoded_from_their_ids_and_what_was_remembered(tokenizer):
+    ids = tokenizer.encode(random_video(1, 33))
+    _, past = tokenizer.decode_chunk(ids[:, :7])
+    last, _ = tokenizer.decode_chunk(ids[:, 7:], past)
+    np.testing.assert_allclose(last.astype(int), tokenizer.decode(ids)[:, -8:].astype(int), atol=1)
+
+
+def test_frames_larger_than_those_trained_on_are_cut_into_tiles_that_join_unseen(tokenizer):
+    tiled = VideoTokenizer(DEBUG_TOKENIZER, tokenizer.params, frame_size=32)
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(tiled.encode(small), tokenizer.encode(small))
+    # Periodic in a tile's stride of 24 pixels: every tile sees the same picture.
+    video = np.tile(rng.integers(0, 256, (5, 24, 24, 3), dtype=np.uint8), (1, 4, 4, 1))[:, :80, :80]
+    ids = tiled.encode(video)
+    tile = tiled.encode(video[:, :32, :32])
+    assert ids.shape == (2, 10, 10)
+    np.testing.assert_array_equal(ids[:, :3, :3], tile[:, :3, :3])
+    np.testing.assert_array_equal(ids[:, 7:, 7:], tile[:, 1:, 1:])
+    np.testing.assert_array_equal(ids[:, 1:4, 1:4], ids[:, 4:7, 4:7])
+    pixels = tiled.decode(ids)
+    assert pixels.shape == (5, 80, 80, 3)
+    np.testing.assert_allclose(pixels[:, :24, :24], tiled.decode(ids[:, :4, :4])[:, :24, :24], atol=1)
+    streamed = np.concatenate(list(tiled.decode_stream([ids[:1], ids[1:]])))
+    np.testing.assert_allclose(streamed.astype(int), pixels.astype(int), atol=1)
+    np.testing.assert_array_equal(np.concatenate(list(tiled.encode_stream([video[:2], video[2:]]))), ids)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ from loong_jax.data.moving_digits import MovingDigits
 from loong_jax.data.sequences import build_sequence
 from loong_jax.models import transformer
 from loong_jax.tokenizer import autoencoder
-from loong_jax.tokenizer.quantizer import ClusterState
 from loong_jax.training import lm_step, tokenizer_step
 from loong_jax.training.optimizer import make_optimizer
 from loong_jax.training.state import TrainState, create_state
@@ -84,14 +83,7 @@ def start(job, config: MeshConfig) -> Training:
             lambda key: transformer.init_params(MODEL, key), transformer.logical_axes(MODEL), optimizer, mesh, key
         )
         return Training(mesh, state, shardings, lm_step.make_train_step(job, 2, optimizer, shardings, mesh))
-    state, shardings = create_state(
-        lambda key: autoencoder.init_params(TOKENIZER, key),
-        autoencoder.logical_axes(TOKENIZER),
-        optimizer,
-        mesh,
-        key,
-        lambda key: ClusterState.create(TOKENIZER.quantizer, key),
-    )
+    state, shardings = tokenizer_step.create_tokenizer_state(job, optimizer, mesh)
     return Training(mesh, state, shardings, tokenizer_step.make_train_step(job, optimizer, shardings, mesh))
 
 
@@ -166,7 +158,7 @@ def test_parameters_and_moments_lie_where_the_table_says(job, config, part):
                 planned = jax.NamedSharding(mesh, jax.P(*(sharding.RULES.get(name) for name in names)))
                 assert leaf.sharding.is_equivalent_to(planned, leaf.ndim), jax.tree_util.keystr(path)
         counts = [count for _, count in optax.tree.get_all_with_path(state.opt_state, "count")]
-        others = [state.step, *counts, *jax.tree.leaves(state.extra)]
+        others = [state.step, *counts, *jax.tree.leaves(state.clusters)]
         assert all(leaf.sharding.is_fully_replicated for leaf in others)
 
 

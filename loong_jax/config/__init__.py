@@ -1,0 +1,57 @@
+"""Every setting of every job: frozen dataclasses, their defaults and their checks.
+
+A file in ``configs/`` starts from one of the jobs, changes what it must, and hands ``main`` an
+``ml_collections.ConfigDict`` (see ``config_dict``); ``main`` turns that back into the dataclass once. Below that line
+there is no ConfigDict. Imports nothing of ours.
+"""
+
+from loong_jax.config.checks import ConfigError, require, require_choice
+from loong_jax.config.jobs import (
+    FULL_TOKENIZER_JOB,
+    JOBS,
+    DemoJob,
+    EstimateJob,
+    EvaluateJob,
+    Job,
+    LanguageModelJob,
+    SampleJob,
+    TokenizerJob,
+)
+from loong_jax.config.model import DEBUG_TRANSFORMER, TRANSFORMER_PRESETS, LossConfig, SamplingConfig, TransformerConfig
+from loong_jax.config.tokenizer import (
+    DEBUG_TOKENIZER,
+    DiscriminatorConfig,
+    QuantizerConfig,
+    TokenizerConfig,
+    TokenizerLossConfig,
+)
+from loong_jax.config.training import DataConfig, MeshConfig, OptimizerConfig, TrainConfig
+
+__all__ = [
+    "DEBUG_TOKENIZER",
+    "DEBUG_TRANSFORMER",
+    "FULL_TOKENIZER_JOB",
+    "JOBS",
+    "TRANSFORMER_PRESETS",
+    "ConfigError",
+    "DataConfig",
+    "DemoJob",
+    "DiscriminatorConfig",
+    "EstimateJob",
+    "EvaluateJob",
+    "Job",
+    "LanguageModelJob",
+    "LossConfig",
+    "MeshConfig",
+    "OptimizerConfig",
+    "QuantizerConfig",
+    "SampleJob",
+    "SamplingConfig",
+    "TokenizerConfig",
+    "TokenizerJob",
+    "TokenizerLossConfig",
+    "TrainConfig",
+    "TransformerConfig",
+    "require",
+    "require_choice",
+]

@@ -1,0 +1,37 @@
+"""Checks that every setting goes through, and the error they raise."""
+
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting is unknown or impossible; the message names the field, the value and what is allowed."""
+
+
+def require(condition: bool, field: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{field}={value!r} is not possible: {allowed}.")
+
+
+def require_choice(field: str, value: Any, choices: tuple) -> None:
+    require(value in choices, field, value, "choose one of " + ", ".join(map(repr, choices)))
+
+
+def require_positive(owner: Any, *fields: str) -> None:
+    for field in fields:
+        value = getattr(owner, field)
+        require(value > 0, field, value, "it must be greater than 0")
+
+
+def require_not_negative(owner: Any, *fields: str) -> None:
+    for field in fields:
+        value = getattr(owner, field)
+        require(value >= 0, field, value, "it cannot be negative")
+
+
+def require_share(owner: Any, *fields: str) -> None:
+    for field in fields:
+        value = getattr(owner, field)
+        require(0 <= value <= 1, field, value, "it must lie in [0, 1]")
+
+
+DTYPES = ("auto", "float32", "bfloat16")

@@ -1,0 +1,140 @@
+"""The jobs that ``main`` runs; a file in ``configs/`` changes what it must of one of them."""
+
+import dataclasses
+
+from loong_jax.config.checks import require, require_positive
+from loong_jax.config.model import LossConfig, SamplingConfig, TransformerConfig
+from loong_jax.config.tokenizer import DiscriminatorConfig, TokenizerConfig, TokenizerLossConfig
+from loong_jax.config.training import DataConfig, MeshConfig, OptimizerConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerJob:
+    """Train the video tokenizer."""
+
+    task: str = "tokenizer"
+    seed: int = 0
+    init_from: str = ""  # workdir of another tokenizer training to start from, relative to this workdir
+    freeze_encoder: bool = False  # train the decoder alone: ids stay what they are in init_from
+    mesh: MeshConfig = MeshConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    loss: TokenizerLossConfig = TokenizerLossConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()  # made only where loss.adversarial_weight is above 0
+    ema_decay: float = 0.0  # running mean of the weights, for evaluation and for use; 0: the weights themselves
+    measure_lpips: bool = False  # at evaluations; needs the extra [eval], as the loss does
+    optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0, b1=0.5, b2=0.99)
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self):
+        self.tokenizer.latent_frames(self.data.num_frames)
+        self.tokenizer.latent_size(self.data.frame_size)
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it must lie in [0, 1)")
+        has_encoder = not self.freeze_encoder or self.init_from != ""
+        require(has_encoder, "freeze_encoder", True, "give the training whose encoder to keep, --config.init_from=DIR")
+
+
+# MAGVIT-v2's recipe (arXiv 2310.05737, appendix A.2); the weights of squares are those of pixels in [0, 1], turned to
+# pixels in [-1, 1]. When the discriminator starts is a choice.
+FULL_TOKENIZER_JOB = TokenizerJob(
+    tokenizer=TokenizerConfig(remat=True, decoder_norm="adaptive"),
+    loss=TokenizerLossConfig(
+        reconstruction_weight=1.25,
+        perceptual_weight=0.1,
+        adversarial_weight=0.1,
+        adaptive_max=0.0,
+        adversarial_start=10_000,
+        adversarial_ramp=2_000,
+        r1_weight=40.0,
+        lecam_weight=0.001,
+    ),
+    ema_decay=0.999,
+    measure_lpips=True,
+    optimizer=OptimizerConfig(weight_decay=0.0, b1=0.0, b2=0.99),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelJob:
+    """Train the language model for one stage on the ids of a frozen tokenizer."""
+
+    task: str = "language_model"
+    seed: int = 0
+    tokenizer_path: str = "../tokenizer"  # workdir of the tokenizer training, relative to this workdir
+    init_from: str = ""  # workdir of the stage before, relative to this workdir; empty: from scratch
+    codebook_init: bool = False  # from scratch, similar codes start as similar ids
+    allow_untrained_tokenizer: bool = False  # for debugging: a random tokenizer where tokenizer_path is missing
+    tokenizer: TokenizerConfig = TokenizerConfig()  # used only for the untrained one
+    mesh: MeshConfig = MeshConfig()
+    model: TransformerConfig = TransformerConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleJob:
+    """Sample videos from a trained language model."""
+
+    task: str = "sample"
+    seed: int = 0
+    model_path: str = "../stage3"  # workdir of a language-model training, relative to this workdir
+    prompt: str = "a red 7 moves left"  # several prompts: separate them with "|"
+    sampling: SamplingConfig = SamplingConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        require(self.prompt.strip(" \n\t|") != "", "prompt", self.prompt, "give some text")
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoJob:
+    """The whole of Loong in small: both trainings, a minute of video, and a table of results."""
+
+    task: str = "demo"
+    seed: int = 0
+    image_tokenizer: TokenizerJob = TokenizerJob()
+    tokenizer: TokenizerJob = TokenizerJob()
+    stage1: LanguageModelJob = LanguageModelJob()
+    stage2: LanguageModelJob = LanguageModelJob()
+    stage3: LanguageModelJob = LanguageModelJob()
+    sample: SampleJob = SampleJob()
+    num_eval_clips: int = 256  # held-out clips for PSNR and codebook usage
+    num_eval_prompts: int = 64  # held-out prompts that are sampled and read
+
+    def __post_init__(self):
+        require_positive(self, "num_eval_clips", "num_eval_prompts")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateJob:
+    """Measure a trained tokenizer on held-out clips."""
+
+    task: str = "evaluate"
+    tokenizer_path: str = "../tokenizer"  # workdir of the tokenizer training, relative to this workdir
+    data: DataConfig = DataConfig()
+    num_clips: int = 64
+    measure_lpips: bool = True
+    lpips_weights: str = ""  # see loss.perceptual_weights
+
+    def __post_init__(self):
+        require_positive(self, "num_clips")
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimateJob:
+    """Compile a tokenizer training for TPUs that need not be there, and say which batch fits into their memory."""
+
+    task: str = "estimate"
+    topology: str = "v5e:2x4"  # several: separate them with "|"
+    batch_sizes: tuple[int, ...] = (8, 16, 32, 64)  # tried in this order, until one does not fit
+    tokenizer: TokenizerJob = FULL_TOKENIZER_JOB
+
+    def __post_init__(self):
+        is_possible = len(self.batch_sizes) > 0 and min(self.batch_sizes) > 0
+        require(is_possible, "batch_sizes", self.batch_sizes, "one or more numbers, each greater than 0")
+
+
+Job = TokenizerJob | LanguageModelJob | SampleJob | DemoJob | EvaluateJob | EstimateJob
+JOBS = {job.task: job for job in (TokenizerJob, LanguageModelJob, SampleJob, DemoJob, EvaluateJob, EstimateJob)}

@@ -1,0 +1,96 @@
+"""Settings of the language model, of its loss, and of sampling from it."""
+
+import dataclasses
+
+from loong_jax.config.checks import (
+    DTYPES,
+    require,
+    require_choice,
+    require_not_negative,
+    require_positive,
+    require_share,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """LLaMA over the unified vocabulary; the defaults are the 700M model (the sizes of NBP-XL, arXiv 2502.07737)."""
+
+    num_layers: int = 24
+    model_dim: int = 1536
+    num_heads: int = 16
+    num_kv_heads: int = 16
+    mlp_dim: int = 4096
+    num_text_ids: int = 32000
+    num_video_ids: int = 8192
+    max_length: int = 4608
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    remat: str = "none"  # "none", "dots" (keep matrix products) or "full"
+    scan_layers: bool = True
+    compute_dtype: str = "auto"
+
+    def __post_init__(self):
+        positive = ("num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_dim", "num_video_ids", "max_length")
+        require_positive(self, *positive, "rope_theta")
+        require_not_negative(self, "num_text_ids", "norm_eps")
+        require_choice("model.remat", self.remat, ("none", "dots", "full"))
+        require_choice("model.compute_dtype", self.compute_dtype, DTYPES)
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        allowed = f"model_dim {self.model_dim} must be a multiple of 2 x num_heads"
+        require(self.model_dim % (2 * heads) == 0, "model.num_heads", heads, allowed)
+        require(heads % kv_heads == 0, "model.num_kv_heads", kv_heads, f"it must divide num_heads {heads}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.model_dim // self.num_heads
+
+    @property
+    def vocab_size(self) -> int:
+        """Text, video and the ten special ids."""
+        return self.num_text_ids + self.num_video_ids + 10
+
+
+TRANSFORMER_PRESETS = {
+    "700m": TransformerConfig(),
+    "3b": TransformerConfig(num_layers=26, model_dim=3072, num_heads=24, num_kv_heads=24, mlp_dim=8192),
+    "7b": TransformerConfig(num_layers=32, model_dim=4096, num_heads=32, num_kv_heads=32, mlp_dim=11008),
+}
+
+
+# Seconds on a CPU; the same code.
+DEBUG_TRANSFORMER = TransformerConfig(
+    num_layers=2, model_dim=64, num_heads=4, num_kv_heads=4, mlp_dim=128, num_video_ids=64, max_length=384
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Early-frame weighting (Loong, section 3.3): weight 1 + early_weight on the first early_frames latent frames."""
+
+    early_frames: int = 5  # latent frames: the stage-2 part of a stage-3 clip
+    early_weight: float = 1.0  # lambda; 0 is plain cross-entropy
+
+    def __post_init__(self):
+        require_not_negative(self, "early_frames", "early_weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How a video is rolled out (Loong, section 3.4)."""
+
+    seconds: float = 60.0
+    temperature: float = 1.0
+    top_k: int = 100  # 0: all codes
+    top_p: float = 1.0
+    min_p: float = 0.0
+    guidance_scale: float = 1.0  # 1: no guidance
+    reencode_frames: int = 5  # pixel frames carried into the next round
+
+    def __post_init__(self):
+        require_positive(self, "seconds", "temperature")
+        require_not_negative(self, "top_k")  # 0: all codes
+        require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "it must lie in (0, 1]")
+        require_share(self, "min_p")
+        require(self.guidance_scale >= 1, "sampling.guidance_scale", self.guidance_scale, "it must be at least 1")
+        require_positive(self, "reencode_frames")

@@ -1,0 +1,95 @@
+"""Settings that both trainings share: devices, data, optimizer and loop."""
+
+import dataclasses
+
+from loong_jax.config.checks import require, require_choice, require_not_negative, require_positive, require_share
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Device counts along the four mesh axes; -1 (at most once) takes all devices the others leave."""
+
+    data: int = 1
+    fsdp: int = -1
+    sequence: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            require(size == -1 or size >= 1, f"mesh.{name}", size, "use a positive number, or -1 for the rest")
+        require(list(sizes.values()).count(-1) <= 1, "mesh", sizes, "only one axis may be -1")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What a training reads."""
+
+    source: str = "moving_digits"  # "moving_digits" (embedded) or "video_folder"
+    path: str = ""  # the folder, for "video_folder"
+    frame_size: int = 128
+    num_frames: int = 17
+    fps: float = 6.5
+    two_digit_share: float = 0.2  # moving_digits: share of clips with two digits
+    held_out_every: int = 10  # video_folder: each n-th file is the held-out split
+    num_threads: int = 2
+    # Language model only: how many examples the frozen tokenizer turns into ids, and how they become sequences.
+    num_clips: int = 4096
+    num_images: int = 8192
+    cached_frames: int = 0  # frames per cached clip, to share one cache between stages; 0: num_frames
+    image_share: float = 0.0  # single frames: share of the batches (tokenizer) or of their rows (model)
+    text_drop: float = 0.1  # share of captions replaced by null_text, for guidance
+    max_text_ids: int = 64
+
+    def __post_init__(self):
+        require_choice("data.source", self.source, ("moving_digits", "video_folder"))
+        has_path = self.source != "video_folder" or self.path != ""
+        require(has_path, "data.path", self.path, "source 'video_folder' needs the folder: --config.data.path=DIR")
+        require_positive(self, "frame_size", "num_frames", "fps", "num_threads", "max_text_ids", "num_clips")
+        require_not_negative(self, "num_images")
+        require_share(self, "two_digit_share", "image_share", "text_drop")
+        is_enough = self.cached_frames == 0 or self.cached_frames >= self.num_frames
+        allowed = f"use 0, or at least num_frames ({self.num_frames})"
+        require(is_enough, "data.cached_frames", self.cached_frames, allowed)
+        require(self.held_out_every >= 2, "data.held_out_every", self.held_out_every, "it must be at least 2")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, or Muon for the layers' matrices, with linear warm-up and cosine decay (LlamaGen's and LLaMA's values)."""
+
+    name: str = "adamw"  # or "muon": for matrices of layers and convolution kernels; all else keeps AdamW
+    learning_rate: float = 1e-4
+    matrix_learning_rate: float = 0.02  # of Muon
+    warmup_steps: int = 1000
+    end_fraction: float = 0.1  # last learning rate as a share of the peak
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        require_choice("optimizer.name", self.name, ("adamw", "muon"))
+        require_positive(self, "learning_rate", "matrix_learning_rate", "clip_norm")
+        require_not_negative(self, "warmup_steps", "weight_decay")
+        require_share(self, "end_fraction")
+        for field in ("b1", "b2"):
+            require(0 <= getattr(self, field) < 1, f"optimizer.{field}", getattr(self, field), "it must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop shared by both trainings."""
+
+    num_steps: int = 100_000
+    batch_size: int = 256  # over all devices
+    log_every: int = 10
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    eval_every: int = 1000
+    eval_batches: int = 4
+
+    def __post_init__(self):
+        require_positive(self, "num_steps", "batch_size", "log_every", "eval_every")
+        require_positive(self, "checkpoint_every", "keep_checkpoints")
+        require_not_negative(self, "eval_batches")
