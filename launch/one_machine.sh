@@ -4,7 +4,7 @@
 #   launch/one_machine.sh VIDEOS RUNS [SIZE]
 #
 # VIDEOS: a folder of videos with captions. RUNS: where workdirs go. SIZE: 700m (default), 3b, 7b, or debug.
-# The same command goes on where it was stopped.
+# The same command goes on where it was stopped. The tokenizer's perceptual loss needs pip install -e ".[eval]".
 set -euo pipefail
 
 videos="${1:?usage: launch/one_machine.sh VIDEOS RUNS [SIZE]}"

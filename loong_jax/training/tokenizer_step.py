@@ -203,8 +203,9 @@ def make_eval_step(
         error = jnp.square(decoded - video).mean(axis=(1, 2, 3, 4))
         scores = {"psnr": psnr_from_mse(error), "ssim": ssim((decoded + 1) / 2, (video + 1) / 2)}
         if lpips_weights is not None:
-            frames = (x.reshape(-1, *x.shape[2:]) for x in (decoded, video))
-            scores["lpips"] = lpips(lpips_weights, *frames).reshape(len(video), -1).mean(axis=1)
+            # One frame of every clip at a time: the features of all would not fit.
+            frames = tuple(x.swapaxes(0, 1) for x in (decoded, video))
+            scores["lpips"] = jax.lax.map(lambda pair: lpips(lpips_weights, *pair), frames).mean(axis=0)
         shown = jnp.round((decoded[:num_shown] + 1) * 127.5).astype(jnp.uint8)
         return Evaluation(scores, output.quantized.ids, shown)
 

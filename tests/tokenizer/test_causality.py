@@ -15,7 +15,6 @@ FRAMES = 17
 # The layers of the 246M model, four channels wide where it has 128.
 FULL_LAYERS = TokenizerConfig(base_channels=4, norm_groups=4, quantizer=QuantizerConfig(num_codes=64))
 TOKENIZERS = {
-    "debug": DEBUG_TOKENIZER,
     "local": dataclasses.replace(DEBUG_TOKENIZER, encoder_res_blocks=(1, 0, 0), encoder_padding="edge"),
     "full": FULL_LAYERS,
     "full, adaptive": dataclasses.replace(FULL_LAYERS, decoder_norm="adaptive"),
@@ -66,9 +65,9 @@ def test_a_later_frame_changes_no_earlier_id_nor_pixel(model, video, frame):
     assert (others[:, start:] != pixels[:, start:]).any()
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 4])
+@pytest.mark.parametrize("chunk", [1, 4])
 def test_chunks_equal_the_whole(model, video, chunk):
-    """Chunks of 1, 2 and 4 latent frames: 4, 8 and 16 frames; the first frame alone."""
+    """Chunks of 1 and 4 latent frames, 4 and 16 frames, after the first alone; streams have tests of other sizes."""
     whole, _ = encode(model, video)
     first, past = encode(model, video[:, :1])
     parts, shapes = [first], set()

@@ -1,11 +1,13 @@
 """The adversarial game of the tokenizer: its losses by hand, when it starts, and the step that plays it."""
 
 import dataclasses
+import math
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -177,6 +179,47 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
     assert metrics["skipped"] == 1 and not np.isfinite(metrics["loss"])
     assert after.step == before.step + 1
     jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(jax.device_get(after), step=before.step), before)
+
+
+def in_full_swing(state):
+    """Past the start, with second moments as in test_steps: from 0, Adam would follow mere rounding."""
+
+    def swinging(opt_state):
+        return optax.tree.set(
+            opt_state, nu=jax.tree.map(lambda x: np.full_like(x, 1e-4), optax.tree.get(opt_state, "nu"))
+        )
+
+    game = dataclasses.replace(state.adversary, opt_state=swinging(state.adversary.opt_state))
+    return dataclasses.replace(state, step=np.int32(START + RAMP), opt_state=swinging(state.opt_state), adversary=game)
+
+
+@cache
+def one_step(config):
+    """State and metrics after one step of eight clips on a mesh of the first devices."""
+    loss = dataclasses.replace(LOSS, r1_weight=1.0, lecam_weight=1.0)
+    job = dataclasses.replace(JOB, loss=loss)
+    mesh = sharding.make_mesh(config, jax.devices()[: math.prod(dataclasses.astuple(config))])
+    optimizer = make_optimizer(job.optimizer, 100)
+    state, shardings = create_tokenizer_state(job, optimizer, mesh)
+    state = jax.device_put(in_full_swing(jax.device_get(training()[1])), shardings)
+    source = MovingDigits("train", 32, 5)
+    clips = {"video": np.stack([source[index]["video"] for index in range(8)])}
+    with jax.set_mesh(mesh):
+        return make_train_step(job, optimizer, shardings, mesh)(state, sharding.shard_batch(mesh, clips))
+
+
+@pytest.mark.parametrize("config", [MeshConfig(fsdp=4, tensor=2), MeshConfig(fsdp=2, sequence=2, tensor=2)], ids=str)
+def test_eight_devices_play_as_one_does(config):
+    placed = one_step(config)[0]
+    kernel = placed.adversary.params["blocks"][1]["second"]["kernel"]
+    for tree in (placed.adversary.params, *(optax.tree.get(placed.adversary.opt_state, name) for name in ("mu", "nu"))):
+        shard = tree["blocks"][1]["second"]["kernel"].addressable_shards[0].data
+        assert shard.shape == (*kernel.shape[:4], kernel.shape[4] // config.fsdp)
+    found, expected = jax.device_get((one_step(config), one_step(MeshConfig(fsdp=1))))
+    for name, value in expected[1].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    for (path, x), y in zip(jax.tree.leaves_with_path(found[0]), jax.tree.leaves(expected[0]), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * np.abs(y).max(), err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.slow
