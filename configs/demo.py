@@ -81,7 +81,7 @@ def _full() -> DemoJob:
         freeze_encoder=True,  # the last frame of four and the codes before tell the decoder all there is to know
         data=dataclasses.replace(DATA, num_frames=17),
         train=TrainConfig(
-            num_steps=350, batch_size=6, log_every=50, checkpoint_every=100, eval_every=100, eval_batches=4
+            num_steps=250, batch_size=6, log_every=50, checkpoint_every=100, eval_every=100, eval_batches=4
         ),
     )
     stages = {}
@@ -109,11 +109,11 @@ def _full() -> DemoJob:
                 batch_size=batch,
                 log_every=25,
                 checkpoint_every=100,
-                eval_every=100,
+                eval_every=200,
                 eval_batches=4,
             ),
         )
-    sample = SampleJob(sampling=SamplingConfig(seconds=60.0, temperature=0.5, top_k=10))
+    sample = SampleJob(sampling=SamplingConfig(seconds=60.0, temperature=0.5, top_k=10, guidance_scale=1.5))
     return DemoJob(image_tokenizer=images, tokenizer=clips, sample=sample, **stages)
 
 

@@ -45,6 +45,13 @@ _ONE_DIGIT = (
     "a video of a {color} {digit} that moves {direction} first",
     "the {color} number {digit} heads {direction}",
 )
+# Without them a small model learns scenes by heart and misreads the word for the direction in those it never saw.
+_LEFT_OUT = (
+    "a {color} digit moves {direction}",
+    "a {digit} moves {direction}",
+    "a digit moves {direction}",
+)
+_LEFT_OUT_SHARE = 0.25
 _TWO_DIGITS = (
     "a {color} {digit} moves {direction} and a {color2} {digit2} moves {direction2}",
     "a {color} {digit} going {direction}, a {color2} {digit2} going {direction2}",
@@ -189,6 +196,8 @@ def _caption(rng: np.random.Generator, scenes: tuple[Scene, ...]) -> str:
     if rng.random() < _CANONICAL_SHARE:
         return canonical_caption(scenes)
     phrasings = _ONE_DIGIT if len(scenes) == 1 else _TWO_DIGITS
+    if len(scenes) == 1 and rng.random() < _LEFT_OUT_SHARE / (1 - _CANONICAL_SHARE):
+        phrasings = _LEFT_OUT
     values = {}
     for suffix, scene in zip(("", "2"), scenes, strict=False):
         digit = WORDS[scene.digit] if rng.random() < 0.25 else scene.digit
