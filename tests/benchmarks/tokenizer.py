@@ -106,11 +106,10 @@ def peak(is_full: bool, frames: int, queue) -> None:
     config, size = model(is_full)
     tokenizer = VideoTokenizer.untrained(config)
     rng = np.random.default_rng(0)
-    video = (
-        rng.integers(0, 256, (PIECE if i else 1, size, size, 3), dtype=np.uint8) for i in range(1 + frames // PIECE)
-    )
+    lengths = [1] + [PIECE] * (frames // PIECE)
+    video = (rng.integers(0, 256, (length, size, size, 3), dtype=np.uint8) for length in lengths)
     count = sum(len(piece) for piece in tokenizer.decode_stream(tokenizer.encode_stream(video)))
-    assert count >= frames
+    assert count == sum(lengths)
     queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -127,7 +126,7 @@ def main() -> None:
         queue = context.Queue()
         process = context.Process(target=peak, args=(is_full, frames, queue))
         process.start()
-        peaks.append(queue.get())
+        peaks.append(queue.get(timeout=600))
         process.join()
     print(
         f"peak memory of streaming: {peaks[0]:.0f} MiB for 65 frames, {peaks[1]:.0f} MiB for 650 "
