@@ -13,6 +13,7 @@ import dataclasses
 from loong_jax.config import (
     DEBUG_TOKENIZER,
     DEBUG_TRANSFORMER,
+    SMALL_TOKENIZER_OPTIMIZER,
     DataConfig,
     DemoJob,
     LanguageModelJob,
@@ -57,20 +58,10 @@ def get_config(variant: str = ""):
 
 
 def _full() -> DemoJob:
-    optimizer = OptimizerConfig(
-        name="muon",
-        learning_rate=3e-3,
-        matrix_learning_rate=0.02,
-        warmup_steps=50,
-        end_fraction=0.05,
-        weight_decay=0.0,
-        b1=0.5,
-        b2=0.99,
-    )
     images = TokenizerJob(
         tokenizer=TOKENIZER,
         data=dataclasses.replace(DATA, num_frames=1),
-        optimizer=optimizer,
+        optimizer=SMALL_TOKENIZER_OPTIMIZER,
         train=TrainConfig(
             num_steps=800, batch_size=64, log_every=50, checkpoint_every=200, eval_every=200, eval_batches=2
         ),

@@ -19,6 +19,7 @@ import dataclasses
 from loong_jax.config import (
     DEBUG_TOKENIZER,
     FULL_TOKENIZER_JOB,
+    SMALL_TOKENIZER_OPTIMIZER,
     DataConfig,
     DiscriminatorConfig,
     OptimizerConfig,
@@ -67,16 +68,7 @@ def _small(chosen: set[str]) -> TokenizerJob:
             ),
         ),
         data=DataConfig(frame_size=128 if is_high else 64, num_frames=17),
-        optimizer=OptimizerConfig(
-            name="muon",
-            learning_rate=3e-3,
-            matrix_learning_rate=0.02,
-            warmup_steps=50,
-            end_fraction=0.05,
-            weight_decay=0.0,
-            b1=0.5,
-            b2=0.99,
-        ),
+        optimizer=SMALL_TOKENIZER_OPTIMIZER,
         train=TrainConfig(
             num_steps=350 if is_image else 200,
             batch_size=64 if is_image else 2 if is_high else 6,

@@ -198,7 +198,7 @@ def write_strip(stem: str | Path, originals: np.ndarray, decoded: np.ndarray, fp
     if originals.shape[1] == 1:
         rows, columns = [originals[:, 0], decoded[:, 0]], len(originals)
     else:
-        rows, columns = [video for pair in zip(originals, decoded, strict=True) for video in pair], columns
+        rows = [video for pair in zip(originals, decoded, strict=True) for video in pair]
         columns = min(columns, originals.shape[1])
         both = np.stack([originals, decoded])
         # Videos side by side, each over its reconstruction.

@@ -25,13 +25,20 @@ from loong_jax.config.tokenizer import (
     TokenizerConfig,
     TokenizerLossConfig,
 )
-from loong_jax.config.training import DataConfig, MeshConfig, OptimizerConfig, TrainConfig
+from loong_jax.config.training import (
+    SMALL_TOKENIZER_OPTIMIZER,
+    DataConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "DEBUG_TOKENIZER",
     "DEBUG_TRANSFORMER",
     "FULL_TOKENIZER_JOB",
     "JOBS",
+    "SMALL_TOKENIZER_OPTIMIZER",
     "TRANSFORMER_PRESETS",
     "ConfigError",
     "DataConfig",

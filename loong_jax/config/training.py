@@ -77,6 +77,19 @@ class OptimizerConfig:
             require(0 <= getattr(self, field) < 1, f"optimizer.{field}", getattr(self, field), "it must lie in [0, 1)")
 
 
+# For tokenizers that train in minutes: the demo's and the small one.
+SMALL_TOKENIZER_OPTIMIZER = OptimizerConfig(
+    name="muon",
+    learning_rate=3e-3,
+    matrix_learning_rate=0.02,
+    warmup_steps=50,
+    end_fraction=0.05,
+    weight_decay=0.0,
+    b1=0.5,
+    b2=0.99,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The loop shared by both trainings."""

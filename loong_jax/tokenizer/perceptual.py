@@ -118,11 +118,11 @@ def _from_file(path: Path) -> LpipsWeights:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as a safetensors file: {error}.") from error
-    widths = [width for level in _WIDTHS for width in level]
-    shapes = {}
-    for layer, before, width in zip(_TORCH_LAYERS, [3, *widths], widths, strict=False):
-        shapes |= {f"features.{layer}.weight": (width, before, 3, 3), f"features.{layer}.bias": (width,)}
-    shapes |= {f"lin{i}.model.1.weight": (1, level[-1], 1, 1) for i, level in enumerate(_WIDTHS)}
+    ours, shapes = lpips_shapes(), {}
+    for layer, kernel in zip(_TORCH_LAYERS, ours.kernels, strict=True):
+        height, width, before, after = kernel.shape
+        shapes |= {f"features.{layer}.weight": (after, before, height, width), f"features.{layer}.bias": (after,)}
+    shapes |= {f"lin{i}.model.1.weight": (1, *x.shape, 1, 1) for i, x in enumerate(ours.channel_weights)}
     wrong = [name for name, shape in shapes.items() if name not in stored or stored[name].shape != shape]
     if wrong:
         given = stored[wrong[0]].shape if wrong[0] in stored else "absent"

@@ -117,7 +117,8 @@ def nearest_codes(latents: Float[Array, "n d"], codebook: Float[Array, "k d"], d
     """Id of the most similar code of each latent, the first of equals; some codes at a time."""
 
     def best_of(chunk):
-        affinity = _masked_similarity(latents, chunk, distance)
+        codes, exists, _ = chunk
+        affinity = jnp.where(exists[None], similarity(latents, codes, distance), -jnp.inf)
         return affinity.max(axis=-1), affinity.argmax(axis=-1)
 
     best, ids = jax.lax.map(best_of, _chunks(codebook))
@@ -133,11 +134,6 @@ def _chunks(codebook):
     codes = jnp.pad(codebook, ((0, missing), (0, 0))).reshape(-1, size, dim)
     exists = (jnp.arange(num_codes + missing) < num_codes).reshape(-1, size)
     return codes, exists, jnp.arange(len(codes))
-
-
-def _masked_similarity(latents, chunk, distance):
-    codes, exists, _ = chunk
-    return jnp.where(exists[None], similarity(latents, codes, distance), -jnp.inf)
 
 
 def cluster_codebook(
@@ -174,10 +170,11 @@ def _anchors(codebook, latents, key, config):
     """One latent of the batch for each code, chosen for some codes at a time."""
 
     def choose(chunk):
-        affinity = similarity(latents, chunk[0], config.distance).T  # [codes, latents]
+        codes, _, number = chunk
+        affinity = similarity(latents, codes, config.distance).T  # [codes, latents]
         if config.anchor == "closest":
             return affinity.argmax(axis=-1)
-        return jax.random.categorical(jax.random.fold_in(key, chunk[2]), affinity, axis=-1)
+        return jax.random.categorical(jax.random.fold_in(key, number), affinity, axis=-1)
 
     return latents[jax.lax.map(choose, _chunks(codebook)).reshape(-1)[: len(codebook)]]
 

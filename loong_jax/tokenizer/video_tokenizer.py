@@ -62,7 +62,7 @@ class VideoTokenizer:
         _, abstract = abstract_autoencoder(job.tokenizer)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-        return VideoTokenizer(job.tokenizer, load_params(workdir, abstract), job.data.frame_size)
+        return VideoTokenizer(job.tokenizer, load_params(workdir, job, abstract), job.data.frame_size)
 
     @property
     def fingerprint(self) -> str:
@@ -204,13 +204,13 @@ def load_job(workdir: str | Path) -> TokenizerJob:
     return job
 
 
-def load_params(workdir: str | Path, abstract: Any) -> Any:
-    """The parameters to use of a tokenizer training, their running mean if it has one, where ``abstract`` says.
+def load_params(workdir: str | Path, job: TokenizerJob, abstract: Any) -> Any:
+    """The parameters to use of the training ``job``, their running mean if it has one, where ``abstract`` says.
 
     Raises:
         ValueError: there are none, or they are of another architecture.
     """
-    item = "ema" if load_job(workdir).ema_decay else "params"
+    item = "ema" if job.ema_decay else "params"
     return checkpoint.load_parts(workdir, {item: abstract})[item]
 
 
