@@ -72,14 +72,14 @@ def _full() -> DemoJob:
         freeze_encoder=True,  # the last frame of four and the codes before tell the decoder all there is to know
         data=dataclasses.replace(DATA, num_frames=17),
         train=TrainConfig(
-            num_steps=250, batch_size=6, log_every=50, checkpoint_every=100, eval_every=100, eval_batches=4
+            num_steps=350, batch_size=6, log_every=50, checkpoint_every=100, eval_every=100, eval_batches=4
         ),
     )
     stages = {}
     # Many short clips: with few, the model learns by heart which color and digit goes where.
     for stage, before, num_frames, num_clips, share, weight, num_steps, batch, rate in (
-        ("stage1", "", 1, 1, 0.0, 0.0, 400, 32, 5e-3),
-        ("stage2", "../stage1", 17, 8192, 0.1, 0.0, 1300, 16, 5e-3),
+        ("stage1", "", 1, 1, 0.0, 0.0, 300, 32, 5e-3),
+        ("stage2", "../stage1", 17, 8192, 0.1, 0.0, 1500, 16, 5e-3),
         ("stage3", "../stage2", 65, 1024, 0.1, 1.0, 250, 8, 2e-3),
     ):
         stages[stage] = LanguageModelJob(
@@ -100,11 +100,11 @@ def _full() -> DemoJob:
                 batch_size=batch,
                 log_every=25,
                 checkpoint_every=100,
-                eval_every=200,
+                eval_every=250,
                 eval_batches=4,
             ),
         )
-    sample = SampleJob(sampling=SamplingConfig(seconds=60.0, temperature=0.5, top_k=10, guidance_scale=1.5))
+    sample = SampleJob(sampling=SamplingConfig(seconds=60.0, temperature=0.5, top_k=10, guidance_scale=2.0))
     return DemoJob(image_tokenizer=images, tokenizer=clips, sample=sample, **stages)
 
 

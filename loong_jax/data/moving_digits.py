@@ -51,7 +51,7 @@ _LEFT_OUT = (
     "a {digit} moves {direction}",
     "a digit moves {direction}",
 )
-_LEFT_OUT_SHARE = 0.25
+_LEFT_OUT_SHARE = 0.35
 _TWO_DIGITS = (
     "a {color} {digit} moves {direction} and a {color2} {digit2} moves {direction2}",
     "a {color} {digit} going {direction}, a {color2} {digit2} going {direction2}",

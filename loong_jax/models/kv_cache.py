@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from loong_jax import sharding
 from loong_jax.config import TransformerConfig
 
-_AXES = ("layers", "batch", None, "kv_heads", None)
+_AXES = ("layers", "batch", "kv_heads", None, None)
 
 
 @jax.tree_util.register_dataclass
@@ -18,14 +18,14 @@ _AXES = ("layers", "batch", None, "kv_heads", None)
 class KVCache:
     """Keys and values of every slot; ``valid`` says which slots hold a real token."""
 
-    keys: Float[Array, "layers rows slots kv_heads head_dim"]
-    values: Float[Array, "layers rows slots kv_heads head_dim"]
+    keys: Float[Array, "layers rows kv_heads slots head_dim"]
+    values: Float[Array, "layers rows kv_heads slots head_dim"]
     valid: Bool[Array, "rows slots"]
 
     @staticmethod
     def zeros(config: TransformerConfig, rows: int, slots: int, dtype: jnp.dtype) -> "KVCache":
         """An empty cache."""
-        shape = (config.num_layers, rows, slots, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, rows, config.num_kv_heads, slots, config.head_dim)
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows, slots), bool))
 
     @staticmethod

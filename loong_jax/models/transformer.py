@@ -68,8 +68,11 @@ class Transformer(nnx.Module):
         layers = _layer_params(self.blocks, self.compute_dtype)
         turn = rotation(positions, self.config.head_dim, self.config.rope_theta)
 
+        def attend(query, key, value):
+            return attention(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
+
         def layer(x, params):
-            attended = self._attend(x, params, turn, lambda q, k, v: attention(q, k, v, mask))
+            attended = self._attend(x, params, turn, attend)
             return self._mlp(attended, params), None
 
         if self.config.remat != "none":
@@ -114,9 +117,10 @@ class Transformer(nnx.Module):
 
             def attend(query, key, value):
                 nonlocal keys, values
-                place = (index, 0, slot, 0, 0)
-                keys = jax.lax.dynamic_update_slice(keys, key[None].astype(keys.dtype), place)
-                values = jax.lax.dynamic_update_slice(values, value[None].astype(values.dtype), place)
+                place = (index, 0, 0, slot, 0)
+                new_keys, new_values = (part.swapaxes(1, 2)[None].astype(keys.dtype) for part in (key, value))
+                keys = jax.lax.dynamic_update_slice(keys, new_keys, place)
+                values = jax.lax.dynamic_update_slice(values, new_values, place)
                 stored = (jax.lax.dynamic_index_in_dim(part, index, keepdims=False) for part in (keys, values))
                 return attention(query, *(part.astype(query.dtype) for part in stored), mask)
 

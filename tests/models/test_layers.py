@@ -47,15 +47,15 @@ def test_swiglu():
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 def test_grouped_attention(num_kv_heads):
-    query, key, value = normal(2, 5, 4, 8), normal(2, 7, num_kv_heads, 8), normal(2, 7, num_kv_heads, 8)
+    query, key, value = normal(2, 5, 4, 8), normal(2, num_kv_heads, 7, 8), normal(2, num_kv_heads, 7, 8)
     mask = RNG.random((2, 5, 7)) < 0.6
     mask[..., 0] = True
     expected = np.zeros((2, 5, 4, 8))
     for b, t, n in np.ndindex(2, 5, 4):
         shared = n // (4 // num_kv_heads)
-        scores = key[b, mask[b, t], shared].astype(np.float64) @ query[b, t, n] / np.sqrt(8)
+        scores = key[b, shared, mask[b, t]].astype(np.float64) @ query[b, t, n] / np.sqrt(8)
         weights = np.exp(scores - scores.max())
-        expected[b, t, n] = weights / weights.sum() @ value[b, mask[b, t], shared]
+        expected[b, t, n] = weights / weights.sum() @ value[b, shared, mask[b, t]]
     found = attention(*map(jnp.asarray, (query, key, value, mask)))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
