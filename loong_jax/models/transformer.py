@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from loong_jax.config import TransformerConfig
-from loong_jax.models.attention import attention, causal_segment_mask
+from loong_jax.models.attention import attention, cached_attention, causal_segment_mask
 from loong_jax.models.kv_cache import KVCache
 from loong_jax.models.layers import Rotation, project, rms_norm, rotate, rotation, swiglu
 from loong_jax.sharding import constrain
@@ -68,11 +68,8 @@ class Transformer(nnx.Module):
         layers = _layer_params(self.blocks, self.compute_dtype)
         turn = rotation(positions, self.config.head_dim, self.config.rope_theta)
 
-        def attend(query, key, value):
-            return attention(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
-
         def layer(x, params):
-            attended = self._attend(x, params, turn, attend)
+            attended = self._attend(x, params, turn, lambda q, k, v: attention(q, k, v, mask))
             return self._mlp(attended, params), None
 
         if self.config.remat != "none":
@@ -121,8 +118,7 @@ class Transformer(nnx.Module):
                 new_keys, new_values = (part.swapaxes(1, 2)[None].astype(keys.dtype) for part in (key, value))
                 keys = jax.lax.dynamic_update_slice(keys, new_keys, place)
                 values = jax.lax.dynamic_update_slice(values, new_values, place)
-                stored = (jax.lax.dynamic_index_in_dim(part, index, keepdims=False) for part in (keys, values))
-                return attention(query, *(part.astype(query.dtype) for part in stored), mask)
+                return cached_attention(query, keys, values, index, mask, slot + t)
 
             attended = self._attend(x, params, turn, attend)
             return self._mlp(attended, params), keys, values

@@ -1,10 +1,11 @@
 """Normalization, rotary positions, gated MLP, attention and its mask against float64 NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from loong_jax.models.attention import attention, causal_segment_mask
+from loong_jax.models.attention import attention, cached_attention, causal_segment_mask
 from loong_jax.models.layers import rms_norm, rotate, rotation, swiglu
 
 RNG = np.random.default_rng(0)
@@ -47,16 +48,30 @@ def test_swiglu():
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 def test_grouped_attention(num_kv_heads):
-    query, key, value = normal(2, 5, 4, 8), normal(2, num_kv_heads, 7, 8), normal(2, num_kv_heads, 7, 8)
+    query, key, value = normal(2, 5, 4, 8), normal(2, 7, num_kv_heads, 8), normal(2, 7, num_kv_heads, 8)
     mask = RNG.random((2, 5, 7)) < 0.6
     mask[..., 0] = True
     expected = np.zeros((2, 5, 4, 8))
     for b, t, n in np.ndindex(2, 5, 4):
         shared = n // (4 // num_kv_heads)
-        scores = key[b, shared, mask[b, t]].astype(np.float64) @ query[b, t, n] / np.sqrt(8)
+        scores = key[b, mask[b, t], shared].astype(np.float64) @ query[b, t, n] / np.sqrt(8)
         weights = np.exp(scores - scores.max())
-        expected[b, t, n] = weights / weights.sum() @ value[b, shared, mask[b, t]]
+        expected[b, t, n] = weights / weights.sum() @ value[b, mask[b, t], shared]
     found = attention(*map(jnp.asarray, (query, key, value, mask)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 4])
+def test_cached_attention_reads_the_filled_slots_and_no_others(num_kv_heads):
+    """Slots past the filled ones hold NaN: one read there would be seen. 130 are two blocks and part of one."""
+    filled = 130
+    keys, values = (np.full((3, 2, num_kv_heads, 300, 8), np.nan, np.float32) for _ in range(2))
+    keys[:, :, :, :192], values[:, :, :, :192] = normal(3, 2, num_kv_heads, 192, 8), normal(3, 2, num_kv_heads, 192, 8)
+    query, mask = normal(2, 5, 4, 8), RNG.random((2, 5, 300)) < 0.6
+    mask[..., 0], mask[..., filled:] = True, False
+    found = jax.jit(cached_attention)(*map(jnp.asarray, (query, keys, values, 1, mask, filled)))
+    part = [x[1, :, :, :filled].swapaxes(1, 2) for x in (keys, values)]
+    expected = attention(*map(jnp.asarray, (query, *part, mask[..., :filled])))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
