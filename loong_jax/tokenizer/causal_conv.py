@@ -6,6 +6,7 @@ how many frames went by, so a video of any length is processed in chunks of cons
 whole. The first chunk of a video has ``1 + stride * m`` frames, each later one ``stride * m``.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -100,9 +101,43 @@ def _convolve_by_taps(frames, kernel, strides, pads):
 
 
 def _convolve2d(x, kernel, strides, pads):
-    """2D convolution in the form that is fastest in XLA on CPU, by three to five times."""
+    """2D convolution in the form that is fastest in XLA on CPU, by two to five times."""
     if kernel.shape[:2] == strides == (1, 1):
         return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+    pads = tuple(tuple(pad) for pad in pads)
+    return _unit_stride(x, kernel, pads) if strides == (1, 1) else _padded(x, kernel, strides, pads)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _unit_stride(x, kernel, pads):
+    return _padded(x, kernel, (1, 1), pads)
+
+
+def _unit_stride_forward(x, kernel, pads):
+    return _unit_stride(x, kernel, pads), (x, kernel)
+
+
+def _unit_stride_backward(pads, residuals, gradient):
+    """The kernel's gradient as one matrix product for each of its places."""
+    x, kernel = residuals
+    sizes = kernel.shape[:2]
+    sides = tuple((size - 1 - before, size - 1 - after) for size, (before, after) in zip(sizes, pads, strict=True))
+    height, width = gradient.shape[1:3]
+    wide, rows = jnp.pad(x, ((0, 0), *pads, (0, 0))), gradient.reshape(-1, gradient.shape[-1])
+
+    def product(row, column):
+        seen = wide[:, row : row + height, column : column + width]
+        return seen.reshape(-1, x.shape[-1]).T @ rows
+
+    products = [[product(row, column) for column in range(kernel.shape[1])] for row in range(kernel.shape[0])]
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    return _unit_stride(gradient, turned, sides), jnp.stack([jnp.stack(row) for row in products])
+
+
+_unit_stride.defvjp(_unit_stride_forward, _unit_stride_backward)
+
+
+def _padded(x, kernel, strides, pads):
     is_bare = not any(side for pad in pads for side in pad)
     if is_bare:  # slow without any padding: ask for a column too many
         pads = ((0, 0), (0, strides[1]))
