@@ -104,7 +104,16 @@ def _full() -> DemoJob:
                 eval_batches=4,
             ),
         )
-    sample = SampleJob(sampling=SamplingConfig(seconds=60.0, temperature=0.5, top_k=10, guidance_scale=2.0))
+    sample = SampleJob(
+        sampling=SamplingConfig(
+            seconds=60.0,
+            temperature=0.5,
+            top_k=10,
+            guidance_scale=2.0,
+            continuation_temperature=0.2,
+            continuation_guidance_scale=1.3,
+        )
+    )
     return DemoJob(image_tokenizer=images, tokenizer=clips, sample=sample, **stages)
 
 

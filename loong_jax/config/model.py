@@ -86,9 +86,24 @@ class SamplingConfig:
     min_p: float = 0.0
     guidance_scale: float = 1.0  # 1: no guidance
     reencode_frames: int = 5  # pixel frames carried into the next round
+    # Of the rounds that continue a video, where errors add up; 0: those above.
+    continuation_temperature: float = 0.0
+    continuation_guidance_scale: float = 0.0
+
+    @property
+    def continuing(self) -> "SamplingConfig":
+        """The rules of the rounds that continue a video."""
+        return dataclasses.replace(
+            self,
+            temperature=self.continuation_temperature or self.temperature,
+            guidance_scale=self.continuation_guidance_scale or self.guidance_scale,
+        )
 
     def __post_init__(self):
         require_positive(self, "seconds", "temperature")
+        require_not_negative(self, "continuation_temperature")
+        scale = self.continuation_guidance_scale
+        require(scale == 0 or scale >= 1, "sampling.continuation_guidance_scale", scale, "use 0, or at least 1")
         require_not_negative(self, "top_k")  # 0: all codes
         require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "it must lie in (0, 1]")
         require_share(self, "min_p")

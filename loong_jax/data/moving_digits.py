@@ -48,10 +48,9 @@ _ONE_DIGIT = (
 # Without them a small model learns scenes by heart and misreads the word for the direction in those it never saw.
 _LEFT_OUT = (
     "a {color} digit moves {direction}",
-    "a {digit} moves {direction}",
-    "a digit moves {direction}",
+    "a {color} digit going {direction}",
 )
-_LEFT_OUT_SHARE = 0.35
+_LEFT_OUT_SHARE = 0.3
 _TWO_DIGITS = (
     "a {color} {digit} moves {direction} and a {color2} {digit2} moves {direction2}",
     "a {color} {digit} going {direction}, a {color2} {digit2} going {direction2}",

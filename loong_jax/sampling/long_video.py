@@ -77,7 +77,7 @@ class _ClipSampler:
     def __init__(self, generator: Generator, texts: list[list[int]], sampling: SamplingConfig, kept_latents: int):
         self._grid, self._params = generator.grid, generator.params
         self._vocabulary = Vocabulary(generator.model.num_text_ids, generator.model.num_video_ids)
-        is_guided = sampling.guidance_scale != 1
+        is_guided = sampling.guidance_scale != 1 or sampling.continuing.guidance_scale != 1
         # The devices share the rows evenly: the last prompt is repeated until they do.
         self._padding = -len(texts) % sharding.num_parts(generator.mesh, "batch")
         texts = texts + self._padding * texts[-1:]
@@ -97,12 +97,12 @@ class _ClipSampler:
             prompt_slots=self._prompt_slots,
             max_steps=self._grid.num_ids,
         )
-        self._rule = SamplingRule.create(sampling)
+        self._first_rule, self._continuing_rule = map(SamplingRule.create, (sampling, sampling.continuing))
         self._cache = self._decoder.new_cache()
 
     def sample(self, known: np.ndarray | None, keys: jax.Array) -> np.ndarray:
         """Ids [batch, frames, h, w] of a clip whose first latent frames are ``known`` [batch, n, h, w]."""
-        batch = len(keys)
+        batch, rule = len(keys), self._first_rule if known is None else self._continuing_rule
         if known is None:
             known = np.zeros((batch, 0, self._grid.height, self._grid.width), np.int32)
         known = np.pad(known.reshape(batch, -1), ((0, self._padding), (0, 0)), mode="edge")
@@ -114,7 +114,7 @@ class _ClipSampler:
         )
         cache, logits = self._decoder.prefill(self._params, self._cache, tokens, positions, valid)
         self._cache, codes = self._decoder.decode(
-            self._params, cache, logits, following, jnp.int32(num_steps), keys, self._rule
+            self._params, cache, logits, following, jnp.int32(num_steps), keys, rule
         )
         codes = np.concatenate([known, np.asarray(codes)[:, :num_steps]], axis=1)
         return codes[:batch].reshape(batch, self._grid.frames, self._grid.height, self._grid.width)
