@@ -27,6 +27,7 @@ setup(
         # Data, text and video.
         "grain>=0.2.16",
         "tensorflow-datasets>=4.9.9",
+        "pyarrow>=17",
         "sentencepiece>=0.2",
         "av>=14",
         "scikit-learn>=1.5",

@@ -1,5 +1,7 @@
 """Videos and pictures on disk, through PyAV. Videos are uint8 [frames, height, width, 3], RGB."""
 
+import io
+import itertools
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -13,10 +15,12 @@ Image = UInt8[np.ndarray, "h w 3"]
 # Files round time stamps: to 10 ms in gif, to 1 ms in mkv. No instant falls between two frames because of that.
 _ROUNDING = 0.006
 EXTENSIONS = (".mp4", ".avi", ".gif", ".mov", ".mkv", ".webm")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_SEEK_FROM = 2.0  # seconds; what comes sooner is decoded from the beginning
 
 
 def read_video(
-    path: str | Path,
+    path: str | Path | bytes,
     *,
     size: int | None = None,
     fps: float | None = None,
@@ -26,7 +30,7 @@ def read_video(
     """Read a video file.
 
     Args:
-        path: the file.
+        path: the file, or its content.
         size: crop the middle square and resize it to ``size`` x ``size`` pixels; None keeps the frames as they are.
         fps: frames per second to sample at, by time stamps (the newest frame not later than each instant); None keeps
             every frame.
@@ -40,45 +44,92 @@ def read_video(
     for name, value in (("size", size), ("fps", fps), ("num_frames", num_frames)):
         if value is not None and not value > 0:
             raise ValueError(f"{name}={value!r} is not possible: it must be greater than 0, or None.")
-    if not Path(path).is_file():
-        raise ValueError(f"Video {path} does not exist.")
+    name = _name(path)
+    if not isinstance(path, bytes) and not Path(path).is_file():
+        raise ValueError(f"{name} does not exist.")
     try:
         frames = _decode(path, size, fps, start, num_frames)
     except (av.FFmpegError, StopIteration, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"Video {path} cannot be decoded: {error}.") from None
+        raise ValueError(f"{name} cannot be decoded: {error}.") from None
     if not frames:
-        raise ValueError(f"Video {path} has no frame at or after {start:g} s.")
+        raise ValueError(f"{name} has no frame at or after {start:g} s.")
     return np.stack(frames)
 
 
+def duration(path: str | Path | bytes) -> float | None:
+    """Seconds that a video file (or its content) lasts; None if it cannot be opened or has no video."""
+    try:
+        with _open(path) as container:
+            stream = container.streams.video[0]
+            if stream.duration is not None:
+                return float(stream.duration * stream.time_base)
+            # mkv and webm state only the whole file's duration, and the sound may go on after the picture.
+            shown = [(p.pts, p.pts + (p.duration or 0)) for p in container.demux(stream) if p.pts is not None]
+            first, last = min(start for start, _ in shown), max(end for _, end in shown)
+            return float((last - first) * stream.time_base)
+    except (av.FFmpegError, IndexError, ValueError):
+        return None
+
+
+def _open(path: str | Path | bytes) -> av.container.InputContainer:
+    return av.open(io.BytesIO(path) if isinstance(path, bytes) else str(path))
+
+
+def _name(path: str | Path | bytes) -> str:
+    return f"A video of {len(path)} bytes" if isinstance(path, bytes) else f"Video {path}"
+
+
 def _decode(path, size, fps, start, num_frames) -> list[np.ndarray]:
+    for seek_to in (start, 0.0) if start > _SEEK_FROM else (0.0,):
+        with _open(path) as container:
+            if not container.streams.video:
+                raise ValueError(f"{_name(path)} has no video stream.")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            frames = _timed_frames(container, stream, seek_to)
+            first = next(frames, None)
+            if not seek_to or (first is not None and first[0] <= start - _ROUNDING):
+                return _sample(itertools.chain([first] if first else [], frames), size, fps, start, num_frames)
+    return []
+
+
+def _timed_frames(container, stream, start: float = 0.0) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Frames with their seconds since the first, from the beginning or from a key frame before ``start`` on."""
+    origin = None
+    for frame in container.decode(stream):
+        time = frame.time if frame.time is not None else 0.0
+        if origin is None:
+            origin = time
+            if start:
+                container.seek(int((origin + start) / stream.time_base), stream=stream)
+                break
+        yield time - origin, frame
+    if start and origin is not None:
+        for frame in container.decode(stream):
+            yield (frame.time if frame.time is not None else 0.0) - origin, frame
+
+
+def _sample(timed, size, fps, start, num_frames) -> list[np.ndarray]:
     frames: list[np.ndarray] = []
     limit = num_frames if num_frames is not None else float("inf")
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError(f"Video {path} has no video stream.")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        previous, origin, end = None, None, 0.0
-        for frame in container.decode(stream):
-            time = frame.time if frame.time is not None else 0.0
-            origin = time if origin is None else origin
-            if fps is None:
-                if time - origin >= start - _ROUNDING:
-                    frames.append(_to_array(frame, size))
-            else:
-                # The instants before this frame show the one before it.
-                shown_until = time - origin - _ROUNDING
-                while previous is not None and len(frames) < limit and start + len(frames) / fps < shown_until:
-                    frames.append(_to_array(previous, size))
-                previous = frame
-                # Its start and its duration are both rounded.
-                end = time - origin + max(float((frame.duration or 0) * frame.time_base) - 2 * _ROUNDING, _ROUNDING)
-            if len(frames) >= limit:
-                return frames
-        # The last frame is shown until it ends.
-        while previous is not None and len(frames) < limit and start + len(frames) / fps < end:
-            frames.append(_to_array(previous, size))
+    previous, end = None, 0.0
+    for time, frame in timed:
+        if fps is None:
+            if time >= start - _ROUNDING:
+                frames.append(_to_array(frame, size))
+        else:
+            # The instants before this frame show the one before it.
+            shown_until = time - _ROUNDING
+            while previous is not None and len(frames) < limit and start + len(frames) / fps < shown_until:
+                frames.append(_to_array(previous, size))
+            previous = frame
+            # Its start and its duration are both rounded.
+            end = time + max(float((frame.duration or 0) * frame.time_base) - 2 * _ROUNDING, _ROUNDING)
+        if len(frames) >= limit:
+            return frames
+    # The last frame is shown until it ends.
+    while previous is not None and len(frames) < limit and start + len(frames) / fps < end:
+        frames.append(_to_array(previous, size))
     return frames
 
 

@@ -86,14 +86,16 @@ IMPOSSIBLE = [
     (TransformerConfig, {"compute_dtype": "half"}, "model.compute_dtype", "half", "'auto', 'float32', 'bfloat16'"),
     (TransformerConfig, {"num_heads": 7}, "model.num_heads", 7, "model_dim 1536 must be a multiple of 2 x"),
     (TransformerConfig, {"num_kv_heads": 3}, "model.num_kv_heads", 3, "divide num_heads 16"),
-    (DataConfig, {"source": "youtube"}, "data.source", "youtube", "'moving_digits', 'video_folder'"),
+    (DataConfig, {"source": "youtube"}, "data.source", "youtube", "'moving_digits', 'video_folder', 'web_shards'"),
     (DataConfig, {"source": "video_folder"}, "data.path", "", "--config.data.path=DIR"),
+    (DataConfig, {"source": "cut_list"}, "data.path", "", "--config.data.path=FILE"),
     *[
         (DataConfig, {field: 0}, field, 0, POSITIVE)
         for field in ("frame_size", "num_frames", "fps", "num_threads", "max_text_ids", "num_clips")
     ],
     *[(DataConfig, {field: 1.5}, field, 1.5, SHARE) for field in ("two_digit_share", "image_share", "text_drop")],
-    (DataConfig, {"num_images": -1}, "num_images", -1, NOT_NEGATIVE),
+    (DataConfig, {"max_bad_share": -0.1}, "max_bad_share", -0.1, SHARE),
+    *[(DataConfig, {field: -1}, field, -1, NOT_NEGATIVE) for field in ("num_images", "min_brightness", "min_motion")],
     (DataConfig, {"cached_frames": 5}, "data.cached_frames", 5, "0, or at least num_frames (17)"),
     (DataConfig, {"held_out_every": 1}, "data.held_out_every", 1, "at least 2"),
     (OptimizerConfig, {"name": "sgd"}, "optimizer.name", "sgd", "'adamw', 'muon'"),
@@ -126,6 +128,14 @@ IMPOSSIBLE = [
     (SamplingConfig, {"top_p": 1.1}, "sampling.top_p", 1.1, "in (0, 1]"),
     (SamplingConfig, {"min_p": 2.0}, "min_p", 2.0, SHARE),
     (SamplingConfig, {"guidance_scale": 0.5}, "sampling.guidance_scale", 0.5, "at least 1"),
+    (SamplingConfig, {"continuation_temperature": -1}, "continuation_temperature", -1, NOT_NEGATIVE),
+    (
+        SamplingConfig,
+        {"continuation_guidance_scale": 0.5},
+        "sampling.continuation_guidance_scale",
+        0.5,
+        "use 0, or at least 1",
+    ),
     (SamplingConfig, {"reencode_frames": 0}, "reencode_frames", 0, POSITIVE),
     (TokenizerJob, {"data": DataConfig(num_frames=16)}, "num_frames", 16, "1 + a multiple of 4"),
     (TokenizerJob, {"data": DataConfig(frame_size=100)}, "frame_size", 100, "a multiple of 8"),

@@ -44,6 +44,17 @@ def test_a_round_starts_from_the_last_frames_encoded_again(pipe):
     assert (other != second).any() and not blank.any()
 
 
+def test_rounds_that_continue_have_rules_of_their_own(pipe):
+    """A first clip at random, then rounds that always take the likeliest id: another seed may only change the first."""
+    options = dict(seconds=SECONDS, temperature=2.0, continuation_temperature=1e-6)
+    first, second = pipe.stream("a red 7 moves left", seed=1, **options)
+    assert (first != pipe("a red 7 moves left", seed=2, seconds=17 / 6.5, temperature=2.0)).any()
+    _, greedy = pipe.stream("a red 7 moves left", video=first, seconds=17 / 6.5, top_k=1)
+    np.testing.assert_array_equal(second, greedy)
+    _, guided = pipe.stream("a red 7 moves left", seed=1, **options, continuation_guidance_scale=8.0)
+    assert (guided != second).any()
+
+
 def test_a_video_does_not_depend_on_its_batch(pipe):
     alone = pipe("a blue 3 moves up", seed=8, seconds=SECONDS)
     both = pipe(["a red 7 moves left", "a blue 3 moves up"], seed=7, seconds=SECONDS)

@@ -25,14 +25,18 @@ class MeshConfig:
 class DataConfig:
     """What a training reads."""
 
-    source: str = "moving_digits"  # "moving_digits" (embedded) or "video_folder"
-    path: str = ""  # the folder, for "video_folder"
+    source: str = "moving_digits"  # embedded; or one of the others below, from ``path``
+    path: str = ""  # the folder ("video_folder", "web_shards") or the list ("cut_list")
     frame_size: int = 128
     num_frames: int = 17
     fps: float = 6.5
     two_digit_share: float = 0.2  # moving_digits: share of clips with two digits
-    held_out_every: int = 10  # video_folder: each n-th file is the held-out split
+    held_out_every: int = 10  # of ``path``, each n-th file or example is the held-out split
     num_threads: int = 2
+    # web_shards, cut_list: which clips are passed over, and how many may be before the run stops.
+    min_brightness: float = 0.0  # mean pixel of 255 under which a clip is black
+    min_motion: float = 0.0  # mean change of a pixel between frames under which a clip is frozen
+    max_bad_share: float = 0.1
     # Language model only: how many examples the frozen tokenizer turns into ids, and how they become sequences.
     num_clips: int = 4096
     num_images: int = 8192
@@ -42,12 +46,15 @@ class DataConfig:
     max_text_ids: int = 64
 
     def __post_init__(self):
-        require_choice("data.source", self.source, ("moving_digits", "video_folder"))
-        has_path = self.source != "video_folder" or self.path != ""
-        require(has_path, "data.path", self.path, "source 'video_folder' needs the folder: --config.data.path=DIR")
+        require_choice("data.source", self.source, ("moving_digits", "video_folder", "web_shards", "cut_list"))
+        has_path = self.source == "moving_digits" or self.path != ""
+        wanted = (
+            "the list: --config.data.path=FILE" if self.source == "cut_list" else "the folder: --config.data.path=DIR"
+        )
+        require(has_path, "data.path", self.path, f"source {self.source!r} needs {wanted}")
         require_positive(self, "frame_size", "num_frames", "fps", "num_threads", "max_text_ids", "num_clips")
-        require_not_negative(self, "num_images")
-        require_share(self, "two_digit_share", "image_share", "text_drop")
+        require_not_negative(self, "num_images", "min_brightness", "min_motion")
+        require_share(self, "two_digit_share", "image_share", "text_drop", "max_bad_share")
         is_enough = self.cached_frames == 0 or self.cached_frames >= self.num_frames
         allowed = f"use 0, or at least num_frames ({self.num_frames})"
         require(is_enough, "data.cached_frames", self.cached_frames, allowed)

@@ -1,17 +1,14 @@
 """A folder of video files as a random-access source, with captions from a table, from text files, or none."""
 
-import csv
-import io
-import json
 import threading
 import warnings
 from collections import OrderedDict
 from pathlib import Path
 
-import av
 import numpy as np
 
-from loong_jax.video import EXTENSIONS, read_video
+from loong_jax.data.tables import read_rows
+from loong_jax.video import EXTENSIONS, duration, read_video
 
 _CAPTION_FIELDS = ("caption", "text")
 _FILE_FIELDS = ("file_name", "file", "video", "path")
@@ -56,13 +53,13 @@ class VideoFolder:
         if not files:
             raise ValueError(f"Video folder {path} holds no video: looked for {', '.join(EXTENSIONS)}.")
         self._captions = _read_captions(self._root, files)
-        durations = [(file, _duration(file)) for file in files]
+        durations = {file: duration(file) for file in files}
         # The last frame of a clip starts (num_frames - 1) / fps after the first.
         needed = (num_frames - 1) / fps
-        usable = [(file, duration) for file, duration in durations if duration is not None and duration > needed]
+        usable = [file for file, seconds in durations.items() if seconds is not None and seconds > needed]
         if not usable:
-            unreadable = sum(duration is None for _, duration in durations)
-            longest = max((duration for _, duration in durations if duration is not None), default=0.0)
+            known = [seconds for seconds in durations.values() if seconds is not None]
+            unreadable, longest = len(files) - len(known), max(known, default=0.0)
             raise ValueError(
                 f"Video folder {path} holds no clip of {num_frames} frames at {fps:g} frames per second "
                 f"({needed:.2f} s): of {len(files)} files {unreadable} are unreadable, and the longest lasts "
@@ -77,12 +74,12 @@ class VideoFolder:
             )
         # By place among all files, not the usable ones: a file must not change sides when clips get longer.
         in_split = {file for i, file in enumerate(files) if (i % held_out_every == 0) == (split == "test")}
-        self._files = [file for file, _ in usable if file in in_split]
+        self._files = [file for file in usable if file in in_split]
         if not self._files:
             warnings.warn(
                 f"Video folder {path} has no video for the {split} split: it reads those of the other.", stacklevel=2
             )
-            self._files = [file for file, _ in usable]
+            self._files = usable
         self._frame_size, self._num_frames, self._fps = frame_size, num_frames, fps
         self._num_examples = num_examples
         self._cache: OrderedDict[Path, np.ndarray] = OrderedDict()  # least recently used first
@@ -126,21 +123,6 @@ class VideoFolder:
         return frames
 
 
-def _duration(file: Path) -> float | None:
-    """Seconds, or None for a file that cannot be opened."""
-    try:
-        with av.open(str(file)) as container:
-            stream = container.streams.video[0]
-            if stream.duration is not None:
-                return float(stream.duration * stream.time_base)
-            # mkv and webm state only the whole file's duration, and the sound may go on after the picture.
-            shown = [(p.pts, p.pts + (p.duration or 0)) for p in container.demux(stream) if p.pts is not None]
-            first, last = min(start for start, _ in shown), max(end for _, end in shown)
-            return float((last - first) * stream.time_base)
-    except (av.FFmpegError, IndexError, ValueError):
-        return None
-
-
 def _read_captions(root: Path, files: list[Path]) -> dict[Path, str]:
     tables = [file for file in sorted(root.iterdir()) if file.suffix in (".jsonl", ".csv")]
     if not tables:
@@ -148,7 +130,7 @@ def _read_captions(root: Path, files: list[Path]) -> dict[Path, str]:
     known = set(files)
     captions = {}
     for table in tables:
-        for line, row in _rows(table):
+        for line, row in read_rows(table):
             name = next((row[field] for field in _FILE_FIELDS if row.get(field)), None)
             caption = next((row[field] for field in _CAPTION_FIELDS if row.get(field) is not None), None)
             if not isinstance(name, str) or not isinstance(caption, str):
@@ -161,23 +143,3 @@ def _read_captions(root: Path, files: list[Path]) -> dict[Path, str]:
 
 def _text_beside(file: Path) -> str:
     return file.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").strip()
-
-
-def _rows(table: Path) -> list[tuple[int, dict]]:
-    # utf-8-sig: spreadsheets put a byte-order mark in front, which would become part of the first column's name.
-    lines = io.StringIO(table.read_text(encoding="utf-8-sig", errors="replace"))
-    if table.suffix == ".csv":
-        reader = csv.DictReader(lines)
-        return [(reader.line_num, row) for row in reader]
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{table}, line {number} is not JSON: {error}.") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{table}, line {number} is not a JSON object.")
-        rows.append((number, row))
-    return rows

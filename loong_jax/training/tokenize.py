@@ -12,7 +12,16 @@ from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.training.metrics import ProgressReport
 
 # What of the data config decides the pixels that are encoded.
-_SOURCE_FIELDS = ("source", "path", "frame_size", "fps", "two_digit_share", "held_out_every")
+_SOURCE_FIELDS = (
+    "source",
+    "path",
+    "frame_size",
+    "fps",
+    "two_digit_share",
+    "held_out_every",
+    "min_brightness",
+    "min_motion",
+)
 _ROWS_PER_CALL = 16
 
 
@@ -20,7 +29,9 @@ def tokenize(
     tokenizer: VideoTokenizer, data: DataConfig, split: str, num_examples: int, num_frames: int, path: Path
 ) -> TokenCache:
     """Encode the first ``num_examples`` examples of ``num_frames`` frames; what is already cached is kept."""
-    source = make_source(data, split, num_frames=num_frames, num_examples=num_examples)
+    source = make_source(
+        data, split, num_frames=num_frames, num_examples=num_examples, bad_list=path / "bad_media.jsonl"
+    )
     config, size = tokenizer.config, tokenizer.config.latent_size(data.frame_size)
     fields = dataclasses.asdict(data)
     meta = CacheMeta(

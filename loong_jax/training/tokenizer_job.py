@@ -33,10 +33,11 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
         ValueError: ``init_from`` is not a tokenizer training of this architecture, or the data cannot be read.
     """
     mesh = sharding.make_mesh(job.mesh)
-    train_source = make_source(job.data, "train")
-    test_source = make_source(job.data, "test")
+    bad_list = workdir / "bad_media.jsonl"
+    train_source = make_source(job.data, "train", bad_list=bad_list)
+    test_source = make_source(job.data, "test", bad_list=bad_list)
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    images = make_source(job.data, "train", num_frames=1) if job.data.image_share else None
+    images = make_source(job.data, "train", num_frames=1, bad_list=bad_list) if job.data.image_share else None
     batches = video_batches(
         train_source, job.data, images=images, batch_size=job.train.batch_size, seed=job.seed, **process
     )
