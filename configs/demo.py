@@ -24,6 +24,7 @@ from loong_jax.config import (
     SamplingConfig,
     TokenizerConfig,
     TokenizerJob,
+    TokenizerLossConfig,
     TrainConfig,
     TransformerConfig,
 )
@@ -71,6 +72,7 @@ def _full() -> DemoJob:
         init_from="../image_tokenizer",
         freeze_encoder=True,  # the last frame of four and the codes before tell the decoder all there is to know
         data=dataclasses.replace(DATA, num_frames=17),
+        loss=TokenizerLossConfig(reencoding_weight=0.5),
         train=TrainConfig(
             num_steps=350, batch_size=6, log_every=50, checkpoint_every=100, eval_every=100, eval_batches=4
         ),

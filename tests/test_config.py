@@ -153,6 +153,7 @@ IMPOSSIBLE = [
     (TokenizerLossConfig, {"reconstruction_weight": 0.0}, "reconstruction_weight", 0.0, POSITIVE),
     (TokenizerLossConfig, {"adversarial_ramp": 0}, "adversarial_ramp", 0, POSITIVE),
     (TokenizerLossConfig, {"perceptual_weight": -1.0}, "perceptual_weight", -1.0, NOT_NEGATIVE),
+    (TokenizerLossConfig, {"reencoding_weight": -1.0}, "reencoding_weight", -1.0, NOT_NEGATIVE),
     (TokenizerLossConfig, {"perceptual_frames": -1}, "perceptual_frames", -1, NOT_NEGATIVE),
     (TokenizerLossConfig, {"adversarial_weight": -1.0}, "adversarial_weight", -1.0, NOT_NEGATIVE),
     (TokenizerLossConfig, {"adaptive_max": -1.0}, "adaptive_max", -1.0, NOT_NEGATIVE),

