@@ -122,8 +122,7 @@ def _open_parquet(shard: Path):
 
 
 def _from_parquet(shard: Path, row: int) -> Medium:
-    table = _row_group_of(shard, row)
-    start, group = table
+    start, group = _row_group_of(shard, row)
     values = {name: group[name][row - start].as_py() for name in group.column_names}
     kind = next((kind for kind in _KINDS if isinstance(values.get(kind), bytes)), None)
     key = str(values.get("key", row))

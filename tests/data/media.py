@@ -9,14 +9,16 @@ import numpy as np
 RATE = 8
 
 
-def encode_video(frames: int, first: int = 0, *, kind: str = "mp4", codec: str = "libx264", side: int = 32) -> bytes:
-    """Gray frames of brightness ``first``, ``first`` + 8, ... at 8 frames per second, a key frame every 4."""
+def encode_video(
+    frames: int, first: int = 0, *, step: int = 8, kind: str = "mp4", codec: str = "libx264", side: int = 32
+) -> bytes:
+    """Gray frames of brightness ``first``, ``first`` + ``step``, ... at 8 a second, a key frame every 4."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=kind) as container:
         stream = container.add_stream(codec, rate=RATE, options={"g": "4"})
         stream.height = stream.width = side
         stream.pix_fmt = "yuv420p"
-        for value in (first + 8 * np.arange(frames)) % 256:
+        for value in (first + step * np.arange(frames)) % 256:
             frame = np.full((side, side, 3), value, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

@@ -110,13 +110,13 @@ def test_a_tar_that_breaks_off_keeps_what_came_before(tmp_path):
         try:
             media = WebShards(folder)
         except ValueError as error:
-            assert "hold no example" in str(error)  # noqa: PT017 - a result or this message
+            assert "hold no example" in str(error)  # noqa: PT017 - or a result, below
             continue
         for place in range(len(media)):
             try:
                 assert media[place].content
             except BadMedium as error:
-                assert error.reason == "damaged shard"  # noqa: PT017
+                assert error.reason == "damaged shard"  # noqa: PT017 - or a result, above
 
 
 def test_folders_that_hold_no_shards(tmp_path):

@@ -48,7 +48,7 @@ def test_the_error_is_the_mean_squared_distance_of_unit_latents_to_their_codes()
 
 
 def test_training_with_it_brings_the_ids_back():
-    """The same batch, 40 steps; measured: the error falls to a quarter."""
+    """The same batch, 40 steps."""
     state, metrics = metrics_of_training(1.0, 40)
     assert metrics[-1]["reencoding_error"] < 0.5 * metrics[0]["reencoding_error"]
     plain, others = metrics_of_training(0.0, 40)
