@@ -74,15 +74,15 @@ def _full() -> DemoJob:
         data=dataclasses.replace(DATA, num_frames=17),
         loss=TokenizerLossConfig(reencoding_weight=0.5),
         train=TrainConfig(
-            num_steps=350, batch_size=6, log_every=50, checkpoint_every=100, eval_every=100, eval_batches=4
+            num_steps=400, batch_size=6, log_every=50, checkpoint_every=100, eval_every=100, eval_batches=4
         ),
     )
     stages = {}
     # Many short clips: with few, the model learns by heart which color and digit goes where.
     for stage, before, num_frames, num_clips, share, weight, num_steps, batch, rate in (
         ("stage1", "", 1, 1, 0.0, 0.0, 300, 32, 5e-3),
-        ("stage2", "../stage1", 17, 8192, 0.1, 0.0, 1500, 16, 5e-3),
-        ("stage3", "../stage2", 65, 1024, 0.1, 1.0, 250, 8, 2e-3),
+        ("stage2", "../stage1", 17, 8192, 0.1, 0.0, 1900, 16, 5e-3),
+        ("stage3", "../stage2", 65, 2048, 0.1, 1.0, 250, 8, 2e-3),
     ):
         stages[stage] = LanguageModelJob(
             init_from=before,
