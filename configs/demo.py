@@ -109,7 +109,7 @@ def _full() -> DemoJob:
     sample = SampleJob(
         sampling=SamplingConfig(
             seconds=60.0,
-            temperature=0.5,
+            temperature=0.7,
             top_k=10,
             guidance_scale=2.0,
             continuation_temperature=0.2,

@@ -1,7 +1,7 @@
 """Measure a trained tokenizer on held-out clips: PSNR, SSIM, LPIPS, use of the codebook.
 
     python -m loong_jax.main --config=configs/evaluate.py --workdir=runs/evaluate \
-        --config.tokenizer_path=../tokenizer --config.data.source=video_folder --config.data.path=DIR
+        --config.tokenizer_path=../tokenizer --config.data.source=folder:DIR
 
 Prints a table and writes it to results.json, with clips over their reconstructions in samples/. Frames of another size
 than those trained on are fine (--config.data.frame_size=256), and so are longer clips (--config.data.num_frames=65).

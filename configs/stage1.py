@@ -1,12 +1,13 @@
 """Stage 1 of the language model: text to image: one frame, 256 ids.
 
     python -m loong_jax.main --config=configs/stage1.py:700m --workdir=runs/stage1 \
-        --config.data.source=video_folder --config.data.path=DIR
+        --config.data.source=folder:DIR
 
 Sizes: `:700m` (default), `:3b`, `:7b`; `:debug` trains a tiny one a few steps in seconds on a CPU; join with a comma.
 The tokenizer is looked for in ../tokenizer, beside the workdir.
 The first run encodes the data into <workdir>/tokens; the same command resumes.
-The split of the paper's 500,000 iterations over the stages is a choice; batch 256 is the paper's.
+The split of the paper's 500,000 iterations over the stages is a choice; batch 256 is the
+paper's: 16 rows with room for 16 images each.
 """
 
 import dataclasses
@@ -30,9 +31,9 @@ def get_config(variant: str = ""):
     job = LanguageModelJob(
         init_from="",
         model=dataclasses.replace(TRANSFORMER_PRESETS[size], remat="full"),
-        data=DataConfig(num_frames=1),
+        data=DataConfig(num_frames=1, pack=16),
         loss=LossConfig(early_weight=0.0),
-        train=TrainConfig(num_steps=200_000),
+        train=TrainConfig(num_steps=200_000, batch_size=16),
     )
     if "debug" in parts:
         job = dataclasses.replace(

@@ -1,13 +1,13 @@
 """Stage 2 of the language model: images and clips of 17 frames, 1,280 ids.
 
     python -m loong_jax.main --config=configs/stage2.py:700m --workdir=runs/stage2 \
-        --config.data.source=video_folder --config.data.path=DIR
+        --config.data.source=folder:DIR
 
 Sizes: `:700m` (default), `:3b`, `:7b`; `:debug` trains a tiny one a few steps in seconds on a CPU; join with a comma.
 The tokenizer is looked for in ../tokenizer and the weights of stage 1 in ../stage1, beside the workdir.
 The first run encodes the data into <workdir>/tokens; the same command resumes.
 Images stay in the mix; their share is a choice. The paper's 500,000 iterations are split by choice;
-batch 256 is its own.
+batch 256 is its own: 64 rows with room for 4 clips each.
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ def get_config(variant: str = ""):
     job = LanguageModelJob(
         init_from="../stage1",
         model=dataclasses.replace(TRANSFORMER_PRESETS[size], remat="full"),
-        data=DataConfig(num_frames=17, image_share=0.2),
+        data=DataConfig(num_frames=17, image_share=0.2, pack=4),
         loss=LossConfig(early_weight=0.0),
-        train=TrainConfig(num_steps=200_000),
+        train=TrainConfig(num_steps=200_000, batch_size=64),
     )
     if "debug" in parts:
         job = dataclasses.replace(

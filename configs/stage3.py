@@ -1,7 +1,7 @@
 """Stage 3 of the language model: images and clips of 65 frames (10 s), 4,352 ids, early frames weighted.
 
     python -m loong_jax.main --config=configs/stage3.py:700m --workdir=runs/stage3 \
-        --config.data.source=video_folder --config.data.path=DIR
+        --config.data.source=folder:DIR
 
 Sizes: `:700m` (default), `:3b`, `:7b`; `:debug` trains a tiny one a few steps in seconds on a CPU; join with a comma.
 The tokenizer is looked for in ../tokenizer and the weights of stage 2 in ../stage2, beside the workdir.
@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
     job = LanguageModelJob(
         init_from="../stage2",
         model=dataclasses.replace(TRANSFORMER_PRESETS[size], remat="full"),
-        data=DataConfig(num_frames=65, image_share=0.1),
+        data=DataConfig(num_frames=65, image_share=0.1, pack=1),
         loss=LossConfig(early_frames=5, early_weight=1.0),
         train=TrainConfig(num_steps=100_000),
     )

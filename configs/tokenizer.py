@@ -1,7 +1,7 @@
 """Train the causal video tokenizer (246M parameters, 8,192 codes, 128x128, 17 frames).
 
     python -m loong_jax.main --config=configs/tokenizer.py --workdir=runs/tokenizer \
-        --config.data.source=video_folder --config.data.path=DIR
+        --config.data.source=folder:DIR
 
 Without the last line it trains on the embedded moving digits. Writes checkpoints, pictures of held-out clips over their
 reconstructions, metrics.jsonl and TensorBoard logs to the workdir; the same command resumes. The perceptual loss needs

@@ -19,7 +19,7 @@ run() { # NAME CONFIG [flags]: one job with its workdir
   echo "== $name"
   python -m loong_jax.main --config="configs/$config" --workdir="$runs/$name" "$@"
 }
-data=(--config.data.source=video_folder --config.data.path="$videos")
+data=(--config.data.source="folder:$videos")
 
 run image_tokenizer "tokenizer.py:image${small:+,$small}" "${data[@]}"
 run tokenizer "tokenizer.py${small:+:$small}" "${data[@]}" --config.init_from=../image_tokenizer

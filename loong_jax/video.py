@@ -19,6 +19,105 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _SEEK_FROM = 2.0  # seconds; what comes sooner is decoded from the beginning
 
 
+class VideoFile:
+    """A video or image file, or its content in memory, open for reading."""
+
+    def __init__(self, content: str | Path | bytes):
+        """Open it.
+
+        Raises:
+            ValueError: it is missing, cannot be opened, or has no video.
+        """
+        self.name = f"A video of {len(content)} bytes" if isinstance(content, bytes) else f"Video {content}"
+        if not isinstance(content, bytes) and not Path(content).is_file():
+            raise ValueError(f"{self.name} does not exist.")
+        self._content, self._container = content, None
+        self._rewind()
+
+    def __enter__(self) -> "VideoFile":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._container.close()
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds that the picture lasts; None where the file does not say, as an image's."""
+        stream = self._container.streams.video[0]
+        tick = stream.time_base
+        if stream.duration is not None:
+            return float(stream.duration * tick)
+        try:
+            # mkv and webm state only the whole file's duration, and the sound may go on after the picture.
+            shown = [(p.pts, p.pts + (p.duration or 0)) for p in self._container.demux(stream) if p.pts is not None]
+        except av.FFmpegError:
+            shown = []
+        self._rewind()
+        return float((max(end for _, end in shown) - min(start for start, _ in shown)) * tick) if shown else None
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second on average, as the file says."""
+        rate = self._container.streams.video[0].average_rate
+        return float(rate) if rate and self.duration is not None else None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        stream = self._container.streams.video[0]
+        return stream.width, stream.height
+
+    def read(
+        self,
+        *,
+        size: int | None = None,
+        fps: float | None = None,
+        start: float = 0.0,
+        num_frames: int | None = None,
+    ) -> Video:
+        """Read frames; for the arguments and errors see ``read_video``."""
+        for name, value in (("size", size), ("fps", fps), ("num_frames", num_frames)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value!r} is not possible: it must be greater than 0, or None.")
+        try:
+            frames = _sample(self._frames_from(start), size, fps, start, num_frames)
+        except (av.FFmpegError, StopIteration, IndexError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.name} cannot be decoded: {error}.") from None
+        if not frames:
+            raise ValueError(f"{self.name} has no frame at or after {start:g} s.")
+        return np.stack(frames)
+
+    def _rewind(self) -> None:
+        """Open again: not every kind of file can seek to its start."""
+        if self._container is not None:
+            self._container.close()
+        content = self._content
+        try:
+            self._container = av.open(io.BytesIO(content) if isinstance(content, bytes) else str(content))
+        except (av.FFmpegError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.name} cannot be decoded: {error}.") from None
+        if not self._container.streams.video:
+            self._container.close()
+            raise ValueError(f"{self.name} has no video stream.")
+        self._container.streams.video[0].thread_type = "AUTO"
+        self._is_fresh = True
+
+    def _frames_from(self, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Frames with their seconds since the first, from one not later than ``start`` on."""
+        if start > _SEEK_FROM:
+            frames = self._decoded(start)
+            first = next(frames, None)
+            if first is not None and first[0] <= start - _ROUNDING:
+                return itertools.chain([first], frames)
+        return self._decoded(0.0)
+
+    def _decoded(self, seek_to: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        if not self._is_fresh:
+            self._rewind()
+        self._is_fresh = False
+        return _timed_frames(self._container, self._container.streams.video[0], seek_to)
+
+
 def read_video(
     path: str | Path | bytes,
     *,
@@ -41,56 +140,8 @@ def read_video(
         ValueError: the file is missing, cannot be decoded, has no video, or ends before ``start``; or a number that
             must be positive is not.
     """
-    for name, value in (("size", size), ("fps", fps), ("num_frames", num_frames)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value!r} is not possible: it must be greater than 0, or None.")
-    name = _name(path)
-    if not isinstance(path, bytes) and not Path(path).is_file():
-        raise ValueError(f"{name} does not exist.")
-    try:
-        frames = _decode(path, size, fps, start, num_frames)
-    except (av.FFmpegError, StopIteration, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} cannot be decoded: {error}.") from None
-    if not frames:
-        raise ValueError(f"{name} has no frame at or after {start:g} s.")
-    return np.stack(frames)
-
-
-def duration(path: str | Path | bytes) -> float | None:
-    """Seconds that a video file (or its content) lasts; None if it cannot be opened or has no video."""
-    try:
-        with _open(path) as container:
-            stream = container.streams.video[0]
-            if stream.duration is not None:
-                return float(stream.duration * stream.time_base)
-            # mkv and webm state only the whole file's duration, and the sound may go on after the picture.
-            shown = [(p.pts, p.pts + (p.duration or 0)) for p in container.demux(stream) if p.pts is not None]
-            first, last = min(start for start, _ in shown), max(end for _, end in shown)
-            return float((last - first) * stream.time_base)
-    except (av.FFmpegError, IndexError, ValueError):
-        return None
-
-
-def _open(path: str | Path | bytes) -> av.container.InputContainer:
-    return av.open(io.BytesIO(path) if isinstance(path, bytes) else str(path))
-
-
-def _name(path: str | Path | bytes) -> str:
-    return f"A video of {len(path)} bytes" if isinstance(path, bytes) else f"Video {path}"
-
-
-def _decode(path, size, fps, start, num_frames) -> list[np.ndarray]:
-    for seek_to in (start, 0.0) if start > _SEEK_FROM else (0.0,):
-        with _open(path) as container:
-            if not container.streams.video:
-                raise ValueError(f"{_name(path)} has no video stream.")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            frames = _timed_frames(container, stream, seek_to)
-            first = next(frames, None)
-            if not seek_to or (first is not None and first[0] <= start - _ROUNDING):
-                return _sample(itertools.chain([first] if first else [], frames), size, fps, start, num_frames)
-    return []
+    with VideoFile(path) as file:
+        return file.read(size=size, fps=fps, start=start, num_frames=num_frames)
 
 
 def _timed_frames(container, stream, start: float = 0.0) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -131,6 +182,25 @@ def _sample(timed, size, fps, start, num_frames) -> list[np.ndarray]:
     while previous is not None and len(frames) < limit and start + len(frames) / fps < end:
         frames.append(_to_array(previous, size))
     return frames
+
+
+def sample_frames(frames: np.ndarray, at: np.ndarray, size: int) -> Video:
+    """The frames of an array that are shown at places ``at`` (1.9 shows frame 1), cropped and resized.
+
+    Args:
+        frames: uint8 [frames, height, width, channels] with one (gray) or three channels.
+        at: places in [0, frames).
+        size: pixels of a side.
+
+    Raises:
+        ValueError: the array is not such.
+    """
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] not in (1, 3) or 0 in frames.shape:
+        raise ValueError(f"Frames must be uint8 [frames, height, width, 1 or 3]; got {frames.dtype} {frames.shape}.")
+    chosen = frames[np.minimum(np.floor(at + 1e-3).astype(int), len(frames) - 1)]
+    chosen = np.ascontiguousarray(chosen.repeat(3 // chosen.shape[-1], axis=-1))
+    return np.stack([_to_array(av.VideoFrame.from_ndarray(frame, format="rgb24"), size) for frame in chosen])
 
 
 def _to_array(frame: av.VideoFrame, size: int | None) -> np.ndarray:

@@ -10,6 +10,7 @@ from loong_jax.config import (
     DEBUG_TOKENIZER,
     DEBUG_TRANSFORMER,
     JOBS,
+    CheckDataJob,
     ConfigError,
     DataConfig,
     DemoJob,
@@ -23,6 +24,7 @@ from loong_jax.config import (
     QuantizerConfig,
     SampleJob,
     SamplingConfig,
+    TokenizeJob,
     TokenizerConfig,
     TokenizerJob,
     TokenizerLossConfig,
@@ -31,6 +33,7 @@ from loong_jax.config import (
     checks,
     jobs,
     model,
+    sources,
     tokenizer,
     training,
 )
@@ -86,16 +89,25 @@ IMPOSSIBLE = [
     (TransformerConfig, {"compute_dtype": "half"}, "model.compute_dtype", "half", "'auto', 'float32', 'bfloat16'"),
     (TransformerConfig, {"num_heads": 7}, "model.num_heads", 7, "model_dim 1536 must be a multiple of 2 x"),
     (TransformerConfig, {"num_kv_heads": 3}, "model.num_kv_heads", 3, "divide num_heads 16"),
-    (DataConfig, {"source": "youtube"}, "data.source", "youtube", "'moving_digits', 'video_folder', 'web_shards'"),
-    (DataConfig, {"source": "video_folder"}, "data.path", "", "--config.data.path=DIR"),
-    (DataConfig, {"source": "cut_list"}, "data.path", "", "--config.data.path=FILE"),
+    (DataConfig, {"source": "youtube"}, "data.source", "youtube", "'moving_digits', 'folder', 'web_shards'"),
+    (DataConfig, {"source": "folder"}, "data.source", "folder", "write folder:DIR"),
+    (DataConfig, {"source": "cut_list:"}, "data.source", "cut_list:", "write cut_list:FILE"),
+    (DataConfig, {"source": "moving_digits:x"}, "data.source", "moving_digits:x", "write moving_digits"),
+    (DataConfig, {"source": "0*folder:a|folder:b"}, "data.source", "0*folder:a", "a number above 0"),
+    (TokenizerJob, {"data": DataConfig(source="tokens:a")}, "data.source", "tokens:a", "a source of videos or images"),
+    (DataConfig, {"source": "tokens:a|folder:b"}, "data.source", "tokens:a|folder:b", "mixed with tokens only"),
     *[
         (DataConfig, {field: 0}, field, 0, POSITIVE)
         for field in ("frame_size", "num_frames", "fps", "num_threads", "max_text_ids", "num_clips")
     ],
     *[(DataConfig, {field: 1.5}, field, 1.5, SHARE) for field in ("two_digit_share", "image_share", "text_drop")],
     (DataConfig, {"max_bad_share": -0.1}, "max_bad_share", -0.1, SHARE),
-    *[(DataConfig, {field: -1}, field, -1, NOT_NEGATIVE) for field in ("num_images", "min_brightness", "min_motion")],
+    *[
+        (DataConfig, {field: -1}, field, -1, NOT_NEGATIVE)
+        for field in ("num_images", "min_brightness", "min_motion", "num_workers", "pack")
+    ],
+    (TokenizeJob, {"num_held_out": 0}, "num_held_out", 0, POSITIVE),
+    (CheckDataJob, {"num_examples": 0}, "num_examples", 0, POSITIVE),
     (DataConfig, {"cached_frames": 5}, "data.cached_frames", 5, "0, or at least num_frames (17)"),
     (DataConfig, {"held_out_every": 1}, "data.held_out_every", 1, "at least 2"),
     (OptimizerConfig, {"name": "sgd"}, "optimizer.name", "sgd", "'adamw', 'muon'"),
@@ -187,7 +199,7 @@ def test_an_impossible_setting(cls, kwargs, field, value, allowed):
 
 def test_every_check_is_tried_above(monkeypatch):
     checked = set()
-    for module in (checks, jobs, model, tokenizer, training):
+    for module in (checks, jobs, model, sources, tokenizer, training):
         monkeypatch.setattr(
             module, "require", lambda condition, field, value, allowed: checked.add(field), raising=False
         )
@@ -219,13 +231,16 @@ EXAMPLES = [
         freeze_encoder=True,
         mesh=MeshConfig(data=2, tensor=4),
         tokenizer=DEBUG_TOKENIZER,
-        data=DataConfig(source="video_folder", path="videos", fps=8),
+        data=DataConfig(source="folder:videos", fps=8),
         train=TRAIN,
     ),
+    TokenizeJob(data=DataConfig(source="2*folder:a|moving_digits"), num_held_out=5),
+    CheckDataJob(tokenizer_path="../tokenizer", num_examples=3),
     LanguageModelJob(
         allow_untrained_tokenizer=True,
         tokenizer=DEBUG_TOKENIZER,
         model=DEBUG_TRANSFORMER,
+        data=DataConfig(source="tokens:a|tokens:b", image_source="tokens:c", pack=4),
         loss=LossConfig(early_weight=0.5),
         train=TRAIN,
     ),
@@ -316,7 +331,7 @@ def test_numbers_of_another_kind():
 def test_an_unknown_task(task):
     with pytest.raises(ConfigError) as error:
         from_config_dict({"task": task})
-    allowed = "'tokenizer', 'language_model', 'sample', 'demo', 'evaluate', 'estimate'"
+    allowed = "'tokenizer', 'tokenize', 'check_data', 'language_model', 'sample', 'demo', 'evaluate', 'estimate'"
     assert str(error.value) == f"task={task!r} is not possible: choose one of {allowed}."
 
 

@@ -118,7 +118,7 @@ def test_the_readme_trains_before_it_uses():
         ("--config=configs/absent.py --workdir=w", "absent.py"),
         ("--config=configs/stage1.py:800m --workdir=w", "800m"),
         ("--config=configs/stage1.py --workdir=w --config.data.sauce=x", "sauce"),
-        ("--config=configs/stage1.py --workdir=w --config.data.source=video_folder", "data.path=''"),
+        ("--config=configs/stage1.py --workdir=w --config.data.source=folder", "write folder:DIR"),
         ("--config=configs/stage1.py --workdir=w --wordkir=w", "wordkir"),
         ("--config=configs/stage1.py", "no --workdir"),
         ("--config=configs/stage1.py --workdir=w again", "again"),

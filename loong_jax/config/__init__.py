@@ -9,15 +9,18 @@ from loong_jax.config.checks import ConfigError, require, require_choice
 from loong_jax.config.jobs import (
     FULL_TOKENIZER_JOB,
     JOBS,
+    CheckDataJob,
     DemoJob,
     EstimateJob,
     EvaluateJob,
     Job,
     LanguageModelJob,
     SampleJob,
+    TokenizeJob,
     TokenizerJob,
 )
 from loong_jax.config.model import DEBUG_TRANSFORMER, TRANSFORMER_PRESETS, LossConfig, SamplingConfig, TransformerConfig
+from loong_jax.config.sources import SourceName, is_tokens, parse_sources
 from loong_jax.config.tokenizer import (
     DEBUG_TOKENIZER,
     DiscriminatorConfig,
@@ -40,6 +43,7 @@ __all__ = [
     "JOBS",
     "SMALL_TOKENIZER_OPTIMIZER",
     "TRANSFORMER_PRESETS",
+    "CheckDataJob",
     "ConfigError",
     "DataConfig",
     "DemoJob",
@@ -54,11 +58,15 @@ __all__ = [
     "QuantizerConfig",
     "SampleJob",
     "SamplingConfig",
+    "SourceName",
+    "TokenizeJob",
     "TokenizerConfig",
     "TokenizerJob",
     "TokenizerLossConfig",
     "TrainConfig",
     "TransformerConfig",
+    "is_tokens",
+    "parse_sources",
     "require",
     "require_choice",
 ]

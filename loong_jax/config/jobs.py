@@ -1,9 +1,11 @@
 """The jobs that ``main`` runs; a file in ``configs/`` changes what it must of one of them."""
 
 import dataclasses
+import typing
 
 from loong_jax.config.checks import require, require_positive
 from loong_jax.config.model import LossConfig, SamplingConfig, TransformerConfig
+from loong_jax.config.sources import require_pixels
 from loong_jax.config.tokenizer import DiscriminatorConfig, TokenizerConfig, TokenizerLossConfig
 from loong_jax.config.training import DataConfig, MeshConfig, OptimizerConfig, TrainConfig
 
@@ -27,6 +29,7 @@ class TokenizerJob:
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self):
+        require_pixels("data.source", self.data.source)
         self.tokenizer.latent_frames(self.data.num_frames)
         self.tokenizer.latent_size(self.data.frame_size)
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it must lie in [0, 1)")
@@ -52,6 +55,36 @@ FULL_TOKENIZER_JOB = TokenizerJob(
     measure_lpips=True,
     optimizer=OptimizerConfig(weight_decay=0.0, b1=0.0, b2=0.99),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizeJob:
+    """Turn a source into token shards for the language model, with a frozen tokenizer."""
+
+    task: str = "tokenize"
+    tokenizer_path: str = "../tokenizer"  # workdir of the tokenizer training, relative to this workdir
+    data: DataConfig = DataConfig(num_frames=65)  # stages on shorter clips read the first frames
+    num_held_out: int = 512  # clips of the held-out split
+
+    def __post_init__(self):
+        require_positive(self, "num_held_out")
+        require_pixels("data.source", self.data.source)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckDataJob:
+    """Read a source and say what it holds, without training anything."""
+
+    task: str = "check_data"
+    tokenizer_path: str = (
+        ""  # workdir of a tokenizer training, relative to this workdir: also show clips decoded from ids
+    )
+    data: DataConfig = DataConfig()
+    num_examples: int = 1000  # of each split, that are read
+
+    def __post_init__(self):
+        require_positive(self, "num_examples")
+        require_pixels("data.source", self.data.source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +153,7 @@ class EvaluateJob:
 
     def __post_init__(self):
         require_positive(self, "num_clips")
+        require_pixels("data.source", self.data.source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,5 +170,5 @@ class EstimateJob:
         require(is_possible, "batch_sizes", self.batch_sizes, "one or more numbers, each greater than 0")
 
 
-Job = TokenizerJob | LanguageModelJob | SampleJob | DemoJob | EvaluateJob | EstimateJob
-JOBS = {job.task: job for job in (TokenizerJob, LanguageModelJob, SampleJob, DemoJob, EvaluateJob, EstimateJob)}
+Job = TokenizerJob | TokenizeJob | CheckDataJob | LanguageModelJob | SampleJob | DemoJob | EvaluateJob | EstimateJob
+JOBS = {job.task: job for job in typing.get_args(Job)}

@@ -3,6 +3,7 @@
 import dataclasses
 
 from loong_jax.config.checks import require, require_choice, require_not_negative, require_positive, require_share
+from loong_jax.config.sources import parse_sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,35 +26,38 @@ class MeshConfig:
 class DataConfig:
     """What a training reads."""
 
-    source: str = "moving_digits"  # embedded; or one of the others below, from ``path``
-    path: str = ""  # the folder ("video_folder", "web_shards") or the list ("cut_list")
+    source: str = "moving_digits"  # see config/sources.py
+    image_source: str = ""  # of the single frames of image_share; empty: ``source``
     frame_size: int = 128
     num_frames: int = 17
     fps: float = 6.5
     two_digit_share: float = 0.2  # moving_digits: share of clips with two digits
-    held_out_every: int = 10  # of ``path``, each n-th file or example is the held-out split
-    num_threads: int = 2
-    # web_shards, cut_list: which clips are passed over, and how many may be before the run stops.
+    held_out_every: int = 10  # each n-th medium is the held-out split, where a source has none of its own
+    num_threads: int = 2  # that read and decode, in each worker
+    num_workers: int = 0  # processes that read and decode; 0: the training's own
+    # Which clips are passed over, and how many may be before the run stops.
     min_brightness: float = 0.0  # mean pixel of 255 under which a clip is black
     min_motion: float = 0.0  # mean change of a pixel between frames under which a clip is frozen
     max_bad_share: float = 0.1
-    # Language model only: how many examples the frozen tokenizer turns into ids, and how they become sequences.
+    # Language model only: how the frozen tokenizer turns examples into ids, and how they become sequences.
+    require_caption: bool = True  # pass over media without one
+    cache_ids: bool = True  # encode all examples before training and keep the ids; False: each batch when it is needed
     num_clips: int = 4096
     num_images: int = 8192
     cached_frames: int = 0  # frames per cached clip, to share one cache between stages; 0: num_frames
     image_share: float = 0.0  # single frames: share of the batches (tokenizer) or of their rows (model)
     text_drop: float = 0.1  # share of captions replaced by null_text, for guidance
     max_text_ids: int = 64
+    # Of cached ids: 0 puts one sequence in a row of the batch; n gives a row room for n clips and fills what is left
+    # with images.
+    pack: int = 0
 
     def __post_init__(self):
-        require_choice("data.source", self.source, ("moving_digits", "video_folder", "web_shards", "cut_list"))
-        has_path = self.source == "moving_digits" or self.path != ""
-        wanted = (
-            "the list: --config.data.path=FILE" if self.source == "cut_list" else "the folder: --config.data.path=DIR"
-        )
-        require(has_path, "data.path", self.path, f"source {self.source!r} needs {wanted}")
+        for field in ("source", "image_source"):
+            if getattr(self, field) or field == "source":
+                parse_sources(f"data.{field}", getattr(self, field))
         require_positive(self, "frame_size", "num_frames", "fps", "num_threads", "max_text_ids", "num_clips")
-        require_not_negative(self, "num_images", "min_brightness", "min_motion")
+        require_not_negative(self, "num_images", "min_brightness", "min_motion", "num_workers", "pack")
         require_share(self, "two_digit_share", "image_share", "text_drop", "max_bad_share")
         is_enough = self.cached_frames == 0 or self.cached_frames >= self.num_frames
         allowed = f"use 0, or at least num_frames ({self.num_frames})"

@@ -7,35 +7,53 @@ or [[HH:]MM:]SS[.fraction]) and ``caption``.
 import math
 from pathlib import Path
 
+from loong_jax.data.bad_media import BadMedium
 from loong_jax.data.clips import Medium
 from loong_jax.data.tables import read_rows
 
+_FIELDS = ("video", "start", "stop", "caption")
 
-def read_cut_list(path: str | Path) -> list[Medium]:
-    """Every cut of a list, in its order.
 
-    Raises:
-        ValueError: the list is missing, empty or malformed, or names a video that is not there.
-    """
-    table = Path(path)
-    if not table.is_file():
-        raise ValueError(f"List of cuts {path} does not exist.")
-    media, known = [], {}
-    for line, row in read_rows(table):
-        where = f"{table}, line {line}"
+class CutList:
+    """The cuts of a list, in its order."""
+
+    def __init__(self, path: str | Path):
+        """Read the list; the videos are not opened.
+
+        Raises:
+            ValueError: it is missing or empty, is not JSON lines or CSV, or its first row lacks a field.
+        """
+        self._table = Path(path)
+        if not self._table.is_file():
+            raise ValueError(f"List of cuts {path} does not exist.")
+        self._rows = read_rows(self._table)
+        if not self._rows:
+            raise ValueError(f"List of cuts {path} is empty.")
+        line, row = self._rows[0]
+        if not all(field in row for field in _FIELDS):
+            raise ValueError(f"{path}, line {line}: a row needs {', '.join(_FIELDS)}; it has {row}.")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> Medium:
+        """One cut.
+
+        Raises:
+            BadMedium: its row is malformed, or its video is not there.
+        """
+        line, row = self._rows[place]
+        where = f"{self._table.name}, line {line}"
         name, caption = row.get("video"), row.get("caption")
         if not isinstance(name, str) or not isinstance(caption, str):
-            raise ValueError(f"{where}: a row needs the texts video and caption; it has {row}.")
-        video = known.setdefault(name, table.parent / name)
-        if not video.is_file():
-            raise ValueError(f"{where}: there is no video {video}.")
+            raise BadMedium("malformed row", f"{where}: video and caption must be texts; it has {row}")
         start, stop = (_seconds(row.get(field), field, where) for field in ("start", "stop"))
         if not 0 <= start < stop:
-            raise ValueError(f"{where}: start {start:g} must be at least 0 and before stop {stop:g}.")
-        media.append(Medium(f"{name}@{start:g}", video, caption, start, stop))
-    if not media:
-        raise ValueError(f"List of cuts {path} is empty.")
-    return media
+            raise BadMedium("malformed row", f"{where}: start {start:g} must be at least 0 and before stop {stop:g}")
+        video = self._table.parent / name
+        if not video.is_file():
+            raise BadMedium("no such file", f"{where}: there is no video {video}")
+        return Medium(f"{name}@{start:g}", video, caption.strip(), start, stop)
 
 
 def _seconds(value, field: str, where: str) -> float:
@@ -44,5 +62,5 @@ def _seconds(value, field: str, where: str) -> float:
     except ValueError:
         parts = []
     if not 1 <= len(parts) <= 3 or not all(math.isfinite(part) for part in parts):
-        raise ValueError(f"{where}: {field} is {value!r}, and must be seconds or HH:MM:SS.")
+        raise BadMedium("malformed row", f"{where}: {field} is {value!r}, and must be seconds or HH:MM:SS")
     return sum(part * 60**power for power, part in enumerate(reversed(parts)))

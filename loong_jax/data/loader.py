@@ -5,16 +5,14 @@ global batch.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
-from loong_jax.config import DataConfig, LossConfig
-from loong_jax.data.sequences import build_sequence
-from loong_jax.data.text import TextTokenizer
-from loong_jax.vocab import Vocabulary
+from loong_jax.config import DataConfig
 
 Batch = dict[str, np.ndarray]
 
@@ -30,6 +28,8 @@ class Batches:
         batch_size: int,
         seed: int,
         num_threads: int,
+        num_workers: int = 0,
+        group: int = 0,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -39,16 +39,21 @@ class Batches:
             source: random access to examples.
             transform: (example, rng) -> arrays of fixed shape; the rng depends on seed and place in the stream.
             batch_size: rows of the global batch; this process yields its ``1 / process_count`` of them.
+            num_threads: that read and transform, in each worker.
+            num_workers: processes that do; 0: this one.
+            group: above 0, ``transform`` gets a list of this many examples for each row.
         """
         if batch_size % process_count:
             raise ValueError(f"batch_size {batch_size} is not a multiple of the {process_count} processes.")
         examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+        if group:
+            examples = grain.MapDataset.source(_Groups(examples, group)).seed(seed)
         examples = examples.random_map(transform)
         rows = batch_size // process_count
         # Contiguous parts of every global batch: process p has rows [p * rows, (p + 1) * rows).
         own = grain.MapDataset.source(_Part(examples, rows, batch_size, process_index * rows))
         self._batches = own.batch(rows)
-        self._num_threads = num_threads
+        self._num_threads, self._num_workers = num_threads, num_workers
 
     def mixed_with(self, other: "Batches", share: float, seed: int) -> "Batches":
         """This stream, with a random ``share`` of its batches taken from ``other``."""
@@ -56,10 +61,54 @@ class Batches:
         mixed._batches = grain.MapDataset.source(_Mixed(self._batches, other._batches, share, seed))
         return mixed
 
+    def dataset(self, start_step: int = 0) -> grain.IterDataset:
+        """Batches of step ``start_step``, ``start_step`` + 1, ... as grain's data set."""
+        return _prefetched(self._batches[start_step:], self._num_threads, self._num_workers)
+
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Batches of step ``start_step``, ``start_step`` + 1, ..."""
-        options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=4 * self._num_threads)
-        return iter(self._batches[start_step:].to_iter_dataset(options))
+        return iter(self.dataset(start_step))
+
+
+def read_in_order(source: Any, indices: Sequence[int], data: DataConfig) -> Iterator[dict]:
+    """Examples ``indices`` of a source, in this order, read ahead by threads or processes."""
+    return iter(_prefetched(grain.MapDataset.source(_Chosen(source, indices)), data.num_threads, data.num_workers))
+
+
+def _prefetched(examples: grain.MapDataset, num_threads: int, num_workers: int) -> grain.IterDataset:
+    ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * num_threads)
+    dataset = examples.to_iter_dataset(ahead)
+    if not num_workers:
+        return dataset
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain hands its flags to the workers
+    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+
+
+class _Chosen:
+    """Some examples of a source."""
+
+    def __init__(self, source: Any, indices: Sequence[int]):
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._source[self._indices[index]]
+
+
+class _Groups:
+    """Every ``size`` examples of an endless dataset as a list."""
+
+    def __init__(self, examples: Any, size: int):
+        self._examples, self._size = examples, size
+
+    def __len__(self) -> int:
+        return len(self._examples) // self._size
+
+    def __getitem__(self, index: int) -> list:
+        return [self._examples[index * self._size + place] for place in range(self._size)]
 
 
 class _Mixed:
@@ -90,6 +139,11 @@ class _Part:
         return self._examples[batch * self._batch_size + self._offset + row]
 
 
+def readers(data: DataConfig) -> dict[str, int]:
+    """The arguments of ``Batches`` that say who reads."""
+    return {"num_threads": data.num_threads, "num_workers": data.num_workers}
+
+
 def video_batches(
     source: Any, data: DataConfig, *, images: Any | None = None, batch_size: int, seed: int, **process: int
 ) -> Batches:
@@ -98,41 +152,8 @@ def video_batches(
     def transform(example: dict, rng: np.random.Generator) -> dict:
         return {"video": example["video"]}
 
-    options = dict(batch_size=batch_size, seed=seed, num_threads=data.num_threads, **process)
+    options = dict(batch_size=batch_size, seed=seed, **readers(data), **process)
     batches = Batches(source, transform, **options)
     if images is None or not data.image_share:
         return batches
     return batches.mixed_with(Batches(images, transform, **options), data.image_share, seed)
-
-
-def language_model_batches(
-    clips: Any,
-    images: Any | None,
-    data: DataConfig,
-    loss: LossConfig,
-    vocabulary: Vocabulary,
-    *,
-    latent_frames: int,
-    length: int,
-    text: TextTokenizer,
-    batch_size: int,
-    seed: int,
-    **process: int,
-) -> Batches:
-    """Batches of the language model's contract, from caches of ids.
-
-    A clip is cut to its first ``latent_frames`` latent frames: the tokenizer is causal, so they are the ids of the
-    shorter clip. ``data.image_share`` of the rows come from ``images``; a share ``data.text_drop`` of captions becomes
-    the null text.
-    """
-
-    def transform(example: dict, rng: np.random.Generator) -> dict:
-        is_image = latent_frames == 1
-        if not is_image and images is not None and rng.random() < data.image_share:
-            example, is_image = images[int(rng.integers(len(images)))], True
-        dropped = rng.random() < data.text_drop
-        text_ids = None if dropped else text.encode(example["caption"])[: data.max_text_ids]
-        codes = example["codes"][: 1 if is_image else latent_frames]
-        return build_sequence(text_ids, codes, vocabulary, length, loss, is_image)
-
-    return Batches(clips, transform, batch_size=batch_size, seed=seed, num_threads=data.num_threads, **process)

@@ -72,6 +72,25 @@ def build_sequence(
     return row
 
 
-def static_length(num_codes: int, max_text_ids: int) -> int:
-    """The common length of a batch's rows, rounded up to a multiple of 16."""
-    return -(-(num_codes + max_text_ids + NUM_MARKERS) // 16) * 16
+def pack_sequences(rows: list[Row], vocabulary: Vocabulary, length: int) -> Row:
+    """Several sequences, of any length each, as segments 1, 2, ... of one row.
+
+    Raises:
+        ValueError: together they are longer than ``length``.
+    """
+    used = sum(len(row["tokens"]) for row in rows)
+    if used > length:
+        raise ValueError(f"{len(rows)} sequences of {used} ids do not fit in a row of {length}.")
+    numbered = [row | {"segment_ids": row["segment_ids"] * segment} for segment, row in enumerate(rows, start=1)]
+    padding = {"tokens": vocabulary.special("pad"), "frame_ids": -1}
+    return {
+        name: np.pad(
+            np.concatenate([row[name] for row in numbered]), (0, length - used), constant_values=padding.get(name, 0)
+        )
+        for name in rows[0]
+    }
+
+
+def static_length(num_codes: int, max_text_ids: int, count: int = 1) -> int:
+    """The common length of a batch's rows with room for ``count`` sequences, rounded up to a multiple of 16."""
+    return -(-count * (num_codes + max_text_ids + NUM_MARKERS) // 16) * 16

@@ -1,5 +1,6 @@
 """Captions to ids and back: a SentencePiece model of exactly 32,000 pieces."""
 
+import hashlib
 from pathlib import Path
 
 import sentencepiece
@@ -32,6 +33,11 @@ class TextTokenizer:
                 f"Text tokenizer {file} has {self._model.vocab_size()} pieces; the unified vocabulary has room for "
                 f"exactly {NUM_TEXT_IDS}: use a LLaMA-type model of that size."
             )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the model: ids mean the same text exactly where it is the same."""
+        return hashlib.sha256(self._model.serialized_model_proto()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without markers."""

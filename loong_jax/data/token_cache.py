@@ -1,27 +1,49 @@
-"""Ids that a frozen tokenizer made of a source, on disk, written shard by shard.
+"""Ids that a frozen tokenizer made of a source, in ArrayRecord shards.
 
-A folder holds ``meta.json`` and, per shard, ``codes_NNNNN.npy`` [n, frames, h, w] and ``captions_NNNNN.json``. A shard
-is complete or absent, so a kill costs at most one shard.
+A folder holds ``meta.json`` and ``tokens-NNNNN-of-NNNNN.array_record``, a msgpack record for each example. A shard is
+complete or absent, so a kill costs at most one, and hosts can write different ones at once.
 """
 
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgpack
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from loong_jax.data.bad_media import BadMedia, BadMedium
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheMeta:
     """What a cache holds: whose ids, of which source, how many of which shape."""
 
-    fingerprint: str  # of the tokenizer
+    fingerprint: str  # of the video tokenizer
+    text_fingerprint: str  # of the text tokenizer
     source: dict
     num_examples: int
     grid: tuple[int, int, int]  # latent frames, height, width
     num_codes: int
+    fps: float
     shard_size: int = 256
+
+    @property
+    def num_shards(self) -> int:
+        """How many files hold the examples; all but the last hold ``shard_size``."""
+        return -(-self.num_examples // self.shard_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenExample:
+    """One clip as ids: codes [frames, h, w], the ids of its whole caption, and which clip of which medium it is."""
+
+    codes: np.ndarray
+    text_ids: list[int]
+    key: str
 
 
 class TokenCacheWriter:
@@ -38,50 +60,73 @@ class TokenCacheWriter:
         if (self._path / "meta.json").exists():
             _check_same(self._path, _read_meta(self._path), meta)
         else:
-            _write_atomically(self._path / "meta.json", json.dumps(dataclasses.asdict(meta), indent=2).encode())
+            temporary = self._path / f"meta.{os.getpid()}.tmp"
+            temporary.write_text(json.dumps(dataclasses.asdict(meta), indent=2))
+            os.replace(temporary, self._path / "meta.json")
 
-    def missing_shards(self) -> list[tuple[int, range]]:
-        """Shards still to be written, each with the examples that belong in it."""
-        meta = self._meta
-        starts = range(0, meta.num_examples, meta.shard_size)
+    def missing_shards(self, process_index: int = 0, process_count: int = 1) -> list[tuple[int, range]]:
+        """Shards that this process has still to write, each with the examples that belong in it."""
         return [
-            (shard, range(start, min(start + meta.shard_size, meta.num_examples)))
-            for shard, start in enumerate(starts)
-            if not _captions_path(self._path, shard).exists()
+            (shard, self._examples_of(shard))
+            for shard in range(process_index, self._meta.num_shards, process_count)
+            if not _shard_path(self._path, self._meta, shard).exists()
         ]
 
-    def write(self, shard: int, codes: np.ndarray, captions: list[str]) -> None:
-        """Write one shard: ``codes`` int [n, frames, h, w] and n captions.
+    def write(self, shard: int, examples: Sequence[TokenExample]) -> None:
+        """Write one shard.
 
         Raises:
-            ValueError: their number or shape is not this shard's, or a code is outside [0, num_codes).
+            ValueError: the number of examples or the shape of their codes is not this shard's, or a code is outside
+                [0, num_codes).
         """
-        meta = self._meta
-        expected = (min(meta.shard_size, meta.num_examples - shard * meta.shard_size), *meta.grid)
-        if codes.shape != expected or len(captions) != expected[0]:
+        meta, path = self._meta, _shard_path(self._path, self._meta, shard)
+        expected = len(self._examples_of(shard))
+        if len(examples) != expected or any(example.codes.shape != meta.grid for example in examples):
             raise ValueError(
-                f"Shard {shard} of token cache {self._path} holds codes {expected} and {expected[0]} captions; "
-                f"got codes {codes.shape} and {len(captions)} captions."
+                f"{path} holds {expected} examples with codes {meta.grid}; got {len(examples)} with "
+                f"{sorted({example.codes.shape for example in examples})}."
             )
-        if codes.min() < 0 or codes.max() >= meta.num_codes:
-            raise ValueError(f"Codes must lie in [0, {meta.num_codes}); got {codes.min()} to {codes.max()}.")
-        temporary = self._path / f"codes_{shard:05d}.tmp.npy"
-        np.save(temporary, codes.astype(np.uint16))
-        os.replace(temporary, _codes_path(self._path, shard))
-        # Written last: its presence says that the shard is complete.
-        _write_atomically(_captions_path(self._path, shard), json.dumps(captions).encode())
+        temporary = path.with_suffix(".tmp")
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        for example in examples:
+            if example.codes.min() < 0 or example.codes.max() >= meta.num_codes:
+                raise ValueError(
+                    f"Codes must lie in [0, {meta.num_codes}); got {example.codes.min()} to {example.codes.max()}."
+                )
+            record = {
+                "codes": example.codes.astype("<u2").tobytes(),
+                "text_ids": list(example.text_ids),
+                "key": example.key,
+                "fps": meta.fps,
+                "tokenizer": meta.fingerprint,
+            }
+            writer.write(msgpack.packb(record))
+        writer.close()
+        os.replace(temporary, path)  # its presence says that the shard is complete
+
+    def _examples_of(self, shard: int) -> range:
+        start = shard * self._meta.shard_size
+        return range(start, min(start + self._meta.shard_size, self._meta.num_examples))
 
 
 class TokenCache:
-    """Random access to a complete cache: {"codes": uint16 [frames, h, w], "caption": str}."""
+    """Random access to a complete cache: {"codes": uint16 [frames, h, w], "text_ids": list of int, "key": str}."""
 
-    def __init__(self, path: str | Path, fingerprint: str | None = None):
-        """Open a cache, memory-mapped.
+    def __init__(
+        self,
+        path: str | Path,
+        fingerprint: str | None = None,
+        text_fingerprint: str | None = None,
+        *,
+        bad: BadMedia | None = None,
+    ):
+        """Open a cache; records are read when they are needed, and damaged ones passed over.
 
         Raises:
-            ValueError: it is missing or incomplete, or was made by another tokenizer than ``fingerprint``.
+            ValueError: it is missing or incomplete, or was made by another tokenizer than ``fingerprint`` or another
+                text tokenizer than ``text_fingerprint``.
         """
-        self._path = Path(path)
+        self._path, self._bad = Path(path), bad or BadMedia(f"Token cache {path}", 0.1)
         if not (self._path / "meta.json").exists():
             raise ValueError(f"{path} is no token cache: it has no meta.json.")
         self.meta = _read_meta(self._path)
@@ -90,18 +135,28 @@ class TokenCache:
             raise ValueError(
                 f"Token cache {path} lacks {len(missing)} shards: run the tokenization again to complete it."
             )
-        if fingerprint is not None and fingerprint != self.meta.fingerprint:
+        for made_by, wanted, what in (
+            (self.meta.fingerprint, fingerprint, "tokenizer"),
+            (self.meta.text_fingerprint, text_fingerprint, "text tokenizer"),
+        ):
+            if wanted is not None and wanted != made_by:
+                raise ValueError(
+                    f"Token cache {path} was made by {what} {made_by}, not by {wanted}: its ids mean something else. "
+                    "Delete the folder to make it anew, or train with the tokenizer that made it."
+                )
+        shards = [str(_shard_path(self._path, self.meta, shard)) for shard in range(self.meta.num_shards)]
+        try:
+            self._records = ArrayRecordDataSource(shards)
+            held = len(self._records)
+        except (RuntimeError, ValueError, OSError) as error:
             raise ValueError(
-                f"Token cache {path} was made by tokenizer {self.meta.fingerprint}, not by {fingerprint}: "
-                "its ids mean other pictures. Delete the folder to make it anew."
+                f"Token cache {path} has a damaged shard: delete it and tokenize again ({error})."
+            ) from None
+        if held != self.meta.num_examples:
+            raise ValueError(
+                f"Token cache {path} has {held} records instead of {self.meta.num_examples}: delete it and tokenize "
+                "again."
             )
-        num_shards = -(-self.meta.num_examples // self.meta.shard_size)
-        self._codes = [np.load(_codes_path(self._path, shard), mmap_mode="r") for shard in range(num_shards)]
-        self._captions = [
-            caption
-            for shard in range(num_shards)
-            for caption in json.loads(_captions_path(self._path, shard).read_text())
-        ]
 
     def __len__(self) -> int:
         return self.meta.num_examples
@@ -109,16 +164,27 @@ class TokenCache:
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        shard, offset = divmod(int(index), self.meta.shard_size)
-        return {"codes": np.asarray(self._codes[shard][offset]), "caption": self._captions[index]}
+        return self._bad.first_good(int(index), range(len(self)), self._read)
+
+    def _read(self, place: int, attempt: int) -> dict:
+        shard = _shard_path(self._path, self.meta, place // self.meta.shard_size)
+        try:
+            record = msgpack.unpackb(self._records[place])
+            codes = np.frombuffer(record["codes"], "<u2").reshape(self.meta.grid)
+            example = {"codes": codes, "text_ids": record["text_ids"], "key": record["key"]}
+            made_by = record["tokenizer"]
+        except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+            raise BadMedium("damaged record", f"{shard.name}: {error}") from None
+        if made_by != self.meta.fingerprint:
+            raise ValueError(
+                f"Shard {shard} was made by tokenizer {made_by}, the others by {self.meta.fingerprint}: "
+                "delete it and run the tokenization again."
+            )
+        return example
 
 
-def _codes_path(folder: Path, shard: int) -> Path:
-    return folder / f"codes_{shard:05d}.npy"
-
-
-def _captions_path(folder: Path, shard: int) -> Path:
-    return folder / f"captions_{shard:05d}.json"
+def _shard_path(folder: Path, meta: CacheMeta, shard: int) -> Path:
+    return folder / f"tokens-{shard:05d}-of-{meta.num_shards:05d}.array_record"
 
 
 def _read_meta(folder: Path) -> CacheMeta:
@@ -137,9 +203,3 @@ def _check_same(folder: Path, stored: CacheMeta, wanted: CacheMeta) -> None:
                 f"Token cache {folder} was made with {field.name} {old}, but {new} is wanted: "
                 "delete the folder to make it anew, or use another."
             )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

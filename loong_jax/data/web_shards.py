@@ -11,7 +11,8 @@ import json
 import tarfile
 from pathlib import Path
 
-from loong_jax.data.clips import BadMedium, Medium
+from loong_jax.data.bad_media import BadMedium
+from loong_jax.data.clips import Medium
 from loong_jax.video import EXTENSIONS, IMAGE_EXTENSIONS
 
 _KINDS = tuple(extension.removeprefix(".") for extension in (*EXTENSIONS, *IMAGE_EXTENSIONS))

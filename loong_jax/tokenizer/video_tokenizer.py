@@ -64,6 +64,10 @@ class VideoTokenizer:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
         return VideoTokenizer(job.tokenizer, load_params(workdir, job, abstract), job.data.frame_size)
 
+    def on(self, device: jax.Device) -> "VideoTokenizer":
+        """This tokenizer with its parameters on ``device``, where it then encodes and decodes."""
+        return VideoTokenizer(self.config, jax.device_put(self.params, device), self.frame_size)
+
     @property
     def fingerprint(self) -> str:
         """Hash of the config and parameters: ids mean the same exactly where it is the same."""

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 
 from loong_jax import checkpoint, sharding
-from loong_jax.config import LanguageModelJob, LossConfig
+from loong_jax.config import LanguageModelJob, LossConfig, is_tokens, parse_sources
 from loong_jax.config_dict import to_json_dict
-from loong_jax.data.loader import Batches, language_model_batches
+from loong_jax.data.lm_batches import EncodedBatches, language_model_batches
+from loong_jax.data.loader import Batches
 from loong_jax.data.sequences import static_length
+from loong_jax.data.sources import make_source, mixed
 from loong_jax.data.text import TextTokenizer
 from loong_jax.data.token_cache import TokenCache
 from loong_jax.models import transformer
@@ -113,39 +115,79 @@ def check_fits(job: LanguageModelJob, tokenizer: VideoTokenizer) -> None:
         )
 
 
-def _length(job: LanguageModelJob, tokenizer: VideoTokenizer) -> int:
+def _length(job: LanguageModelJob, tokenizer: VideoTokenizer, count: int = 1) -> int:
     size = tokenizer.config.latent_size(job.data.frame_size)
     num_codes = tokenizer.config.latent_frames(job.data.num_frames) * size**2
-    return static_length(num_codes, job.data.max_text_ids)
+    return static_length(num_codes, job.data.max_text_ids, count)
 
 
-def _batches(job: LanguageModelJob, tokenizer: VideoTokenizer, frames: int, token_dir: Path) -> tuple[Batches, Batches]:
-    data, loss = job.data, job.loss
-
-    def cached(split: str, kind: str, count: int, num_frames: int) -> TokenCache:
-        return tokenize(tokenizer, data, split, count, num_frames, token_dir / f"{split}_{kind}_{num_frames}_{count}")
-
-    images = cached("train", "images", data.num_images, 1) if frames == 1 or data.image_share > 0 else None
-    num_held_out = job.train.batch_size * max(job.train.eval_batches, 1)
-    clip_frames = data.cached_frames or data.num_frames
-    clips = images if frames == 1 else cached("train", "clips", data.num_clips, clip_frames)
-    held_out = cached("test", "clips", num_held_out, clip_frames)
+def _batches(
+    job: LanguageModelJob, tokenizer: VideoTokenizer, frames: int, token_dir: Path
+) -> tuple[Batches | EncodedBatches, Batches]:
+    """The batches to train on, and the held-out ones."""
+    data = job.data
     common = dict(
         vocabulary=Vocabulary(job.model.num_text_ids, job.model.num_video_ids),
         latent_frames=frames,
-        length=_length(job, tokenizer),
-        text=TextTokenizer(),
         batch_size=job.train.batch_size,
         seed=job.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    image_source = data.image_source or data.source
+    source = image_source if frames == 1 else data.source
+    clip_frames = data.cached_frames or data.num_frames
+    num_held_out = job.train.batch_size * max(job.train.eval_batches, 1)
+    held_out = _cached(job, tokenizer, token_dir, "test", source, num_held_out, clip_frames)
     # Held-out losses are plain cross-entropy, so that runs with other weights can be compared.
-    plain = LossConfig(early_weight=0.0)
-    return (
-        language_model_batches(clips, images, data, loss, **common),
-        language_model_batches(held_out, None, data, plain, **common),
-    )
+    plain, one_each = LossConfig(early_weight=0.0), dataclasses.replace(data, pack=0)
+    test = language_model_batches(held_out, None, one_each, plain, length=_length(job, tokenizer), **common)
+
+    clips, images = None, None
+    if data.cache_ids or is_tokens(source):
+        if frames == 1 or data.image_share > 0 or data.pack:
+            images = _cached(job, tokenizer, token_dir, "train", image_source, data.num_images, 1)
+        if frames > 1:
+            clips = _cached(job, tokenizer, token_dir, "train", source, data.num_clips, clip_frames)
+        length = _length(job, tokenizer, max(data.pack, 1))
+        return language_model_batches(clips or images, images, data, job.loss, length=length, **common), test
+    options = dict(needs_caption=data.require_caption, bad_list=token_dir.with_name("bad_media.jsonl"))
+    if frames == 1 or data.image_share > 0:
+        images = make_source(data, "train", source=image_source, num_frames=1, num_examples=data.num_images, **options)
+    if frames > 1:
+        clips = make_source(data, "train", num_examples=data.num_clips, **options)
+    pixels = dict(encode=tokenizer.encode, text=TextTokenizer(), length=_length(job, tokenizer))
+    return EncodedBatches(clips or images, images, data, job.loss, **pixels, **common), test
+
+
+def _cached(
+    job: LanguageModelJob,
+    tokenizer: VideoTokenizer,
+    token_dir: Path,
+    split: str,
+    source: str,
+    count: int,
+    num_frames: int,
+) -> Any:
+    """The ids of a source: read where they are, or made and kept in ``token_dir``."""
+    if not is_tokens(source):
+        kind = "images" if num_frames == 1 and split == "train" else "clips"
+        path = token_dir / f"{split}_{kind}_{num_frames}_{count}"
+        return tokenize(tokenizer, job.data, split, count, path, source=source, num_frames=num_frames)
+    caches, weights = [], []
+    for name in parse_sources("data.source", source):
+        cache = TokenCache(Path(name.where) / split, tokenizer.fingerprint, TextTokenizer().fingerprint)
+        size = tokenizer.config.latent_size(job.data.frame_size)
+        wanted = (tokenizer.config.latent_frames(num_frames), size, size)
+        if cache.meta.grid[0] < wanted[0] or cache.meta.grid[1:] != wanted[1:] or cache.meta.fps != job.data.fps:
+            raise ValueError(
+                f"{name.where} holds ids {cache.meta.grid} of clips at {cache.meta.fps:g} frames per second, and "
+                f"{wanted} (or more frames) at {job.data.fps:g} are needed: change data.num_frames, data.frame_size or "
+                "data.fps, or tokenize again."
+            )
+        caches.append(cache)
+        weights.append(name.weight)
+    return mixed(caches, weights, max(len(cache) for cache in caches))
 
 
 def _start_from(state: TrainState, workdir: Path) -> TrainState:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from media import RATE, encode_image, encode_video
 
-from loong_jax.data.clips import BadMedia, Clips, Medium
-from loong_jax.video import duration, read_video
+from loong_jax.data.bad_media import BadMedia
+from loong_jax.data.clips import Clips, Medium
+from loong_jax.video import VideoFile, read_video
 
+pytestmark = pytest.mark.filterwarnings("ignore:a source.*bad media are passed over")
 GOOD = [Medium(f"v{i}", encode_video(12, 40 * i), f"caption {i}") for i in range(3)]
 
 
@@ -55,7 +57,8 @@ def test_a_part_of_a_video_is_all_that_is_seen(tmp_path):
 @pytest.mark.parametrize("fps", [None, 8, 6.5, 3])
 def test_seeking_changes_no_frame(kind, start, fps):
     content = encode_video(80, kind=kind[0], codec=kind[1])
-    assert abs(duration(content) - 10) < 0.2
+    with VideoFile(content) as file:
+        assert abs(file.duration - 10) < 0.2
     if fps is None:
         expected = read_video(content)[int(np.ceil(start * RATE - 0.05)) :]
     else:
@@ -113,3 +116,32 @@ def test_too_many_bad_media_stop_the_run():
             source[index]
     source = clips(media, BadMedia("a source", 0.3))
     assert len({source[index]["key"] for index in range(200)}) > 1
+
+
+def test_frames_in_memory_are_sampled_by_time_cropped_and_resized():
+    """Gray 24x56 frames at 4 a second, read at 8: each is seen twice, and of each the middle square."""
+    frames = np.broadcast_to(np.arange(10, dtype=np.uint8)[:, None, None, None] * 20, (10, 24, 56, 1)).copy()
+    frames[:, :, :12] = frames[:, :, 44:] = 255
+    source = clips([Medium("array", frames, "", fps=4.0)], num_frames=6)
+    for index in range(5):
+        example = source[index]
+        start = int(example["key"].split("#")[1])
+        expected = 20 * ((start + np.arange(6)) // 2)
+        np.testing.assert_array_equal(example["video"], np.broadcast_to(expected[:, None, None, None], (6, 16, 16, 3)))
+    with pytest.raises(ValueError, match="a clip of 21 frames"):
+        clips([Medium("array", frames, "", fps=4.0)], num_frames=21)[0]
+    with pytest.raises(ValueError, match=r"20 examples in a row .*1 unreadable"):
+        clips([Medium("array", frames.astype(np.float32), "")])[0]
+
+
+def test_captions_are_needed_where_asked_and_must_be_text():
+    media = [Medium("none", GOOD[0].content, ""), GOOD[1], Medium("bad", GOOD[0].content, "caf\ufffd")]
+    bad = BadMedia("a source", 1.0)
+    assert {clips(media, bad, needs_caption=True)[i]["caption"] for i in range(6)} == {"caption 1"}
+    assert bad.counts == {"no caption": 1, "caption is not UTF-8": 1}
+    assert {clips(media)[i]["caption"] for i in range(6)} == {"", "caption 1"}
+
+
+def test_the_first_bad_medium_is_said():
+    with pytest.warns(UserWarning, match="another: bad media are passed over, first text .unreadable: "):
+        clips([Medium("text", b"hello", ""), GOOD[0]], BadMedia("another", 1.0))[0]

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from loong_jax.config import DataConfig, LossConfig
-from loong_jax.data.loader import Batches, language_model_batches, video_batches
+from loong_jax.data.lm_batches import language_model_batches
+from loong_jax.data.loader import Batches, video_batches
 from loong_jax.data.moving_digits import MovingDigits
 from loong_jax.data.sequences import build_sequence
 from loong_jax.data.text import TextTokenizer
 from loong_jax.vocab import Vocabulary
 
 VOCABULARY = Vocabulary(num_video=64)
+TEXT = TextTokenizer()
 
 
 def _numbered(example: int, rng: np.random.Generator) -> dict:
@@ -83,7 +85,7 @@ class _Cache:
 
     def __init__(self, size: int, frames: int, offset: int):
         self.items = [
-            {"codes": np.full((frames, 2, 2), offset + i, np.uint16) + 0, "caption": f"example {offset + i}"}
+            {"codes": np.full((frames, 2, 2), offset + i, np.uint16), "text_ids": TEXT.encode(f"example {offset + i}")}
             for i in range(size)
         ]
 
@@ -103,7 +105,6 @@ def _language_model_batches(data: DataConfig, latent_frames: int, batch_size: in
         VOCABULARY,
         latent_frames=latent_frames,
         length=40,
-        text=TextTokenizer(),
         batch_size=batch_size,
         seed=3,
     )
@@ -112,15 +113,13 @@ def _language_model_batches(data: DataConfig, latent_frames: int, batch_size: in
 def test_rows_are_the_sequences_of_their_examples():
     data = DataConfig(text_drop=0.0)
     (batch,) = _take(_language_model_batches(data, 3, batch_size=8), 0, 1)
-    text, clips = TextTokenizer(), _Cache(8, 5, 0)
+    clips = _Cache(8, 5, 0)
     seen = []
     for row in range(8):
         code = int(batch["tokens"][row][batch["frame_ids"][row] == 0][0]) - VOCABULARY.video_start
         seen.append(code)
         example = clips[code]
-        expected = build_sequence(
-            text.encode(example["caption"]), example["codes"][:3], VOCABULARY, 40, LossConfig(early_frames=2)
-        )
+        expected = build_sequence(example["text_ids"], example["codes"][:3], VOCABULARY, 40, LossConfig(early_frames=2))
         for name, values in expected.items():
             np.testing.assert_array_equal(batch[name][row], values)
     assert sorted(seen) == list(range(8))

@@ -10,7 +10,7 @@ import pytest
 from media import encode_image, encode_video
 
 from loong_jax.config import DataConfig
-from loong_jax.data.clips import BadMedium
+from loong_jax.data.bad_media import BadMedium
 from loong_jax.data.sources import make_source
 from loong_jax.data.web_shards import WebShards
 
@@ -57,7 +57,7 @@ def test_every_example_of_every_tar_in_order(shards):
 
 
 def test_as_a_source(shards):
-    data = DataConfig(source="web_shards", path=str(shards), frame_size=16, num_frames=5, fps=8, held_out_every=3)
+    data = DataConfig(source=f"web_shards:{shards}", frame_size=16, num_frames=5, fps=8, held_out_every=3)
     train, test = (make_source(data, split) for split in ("train", "test"))
     assert {train[index]["key"].split("/")[0] for index in range(8)} == {"00001.tar", "00002.tar"}
     assert {test[index]["key"].split("#")[0] for index in range(8)} == {"00000.tar/000000000", "00002.tar/000020000"}
@@ -78,7 +78,7 @@ def test_parquet_with_images(tmp_path):
     assert [media[place].caption for place in range(4)] == ["one", "", "three", "four"]
     with pytest.raises(BadMedium, match="no bytes for 000000004"):
         media[4]
-    data = DataConfig(source="web_shards", path=str(tmp_path), frame_size=16, num_frames=1, held_out_every=2)
+    data = DataConfig(source=f"web_shards:{tmp_path}", frame_size=16, num_frames=1, held_out_every=2)
     assert [make_source(data, "train")[index]["video"].mean() for index in range(2)] == [40, 120]
 
 
