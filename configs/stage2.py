@@ -31,7 +31,7 @@ def get_config(variant: str = ""):
     job = LanguageModelJob(
         init_from="../stage1",
         model=dataclasses.replace(TRANSFORMER_PRESETS[size], remat="full"),
-        data=DataConfig(num_frames=17, image_share=0.2, pack=4),
+        data=DataConfig(num_frames=17, image_share=0.2, pack=4, num_clips=0, num_images=0),
         loss=LossConfig(early_weight=0.0),
         train=TrainConfig(num_steps=200_000, batch_size=64),
     )

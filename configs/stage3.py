@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
     job = LanguageModelJob(
         init_from="../stage2",
         model=dataclasses.replace(TRANSFORMER_PRESETS[size], remat="full"),
-        data=DataConfig(num_frames=65, image_share=0.1, pack=1),
+        data=DataConfig(num_frames=65, image_share=0.1, pack=1, num_clips=0, num_images=0),
         loss=LossConfig(early_frames=5, early_weight=1.0),
         train=TrainConfig(num_steps=100_000),
     )

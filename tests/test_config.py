@@ -98,13 +98,13 @@ IMPOSSIBLE = [
     (DataConfig, {"source": "tokens:a|folder:b"}, "data.source", "tokens:a|folder:b", "mixed with tokens only"),
     *[
         (DataConfig, {field: 0}, field, 0, POSITIVE)
-        for field in ("frame_size", "num_frames", "fps", "num_threads", "max_text_ids", "num_clips")
+        for field in ("frame_size", "num_frames", "fps", "num_threads", "max_text_ids")
     ],
     *[(DataConfig, {field: 1.5}, field, 1.5, SHARE) for field in ("two_digit_share", "image_share", "text_drop")],
     (DataConfig, {"max_bad_share": -0.1}, "max_bad_share", -0.1, SHARE),
     *[
         (DataConfig, {field: -1}, field, -1, NOT_NEGATIVE)
-        for field in ("num_images", "min_brightness", "min_motion", "num_workers", "pack")
+        for field in ("num_clips", "num_images", "min_brightness", "min_motion", "num_workers", "pack")
     ],
     (TokenizeJob, {"num_held_out": 0}, "num_held_out", 0, POSITIVE),
     (CheckDataJob, {"num_examples": 0}, "num_examples", 0, POSITIVE),

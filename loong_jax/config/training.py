@@ -42,8 +42,8 @@ class DataConfig:
     # Language model only: how the frozen tokenizer turns examples into ids, and how they become sequences.
     require_caption: bool = True  # pass over media without one
     cache_ids: bool = True  # encode all examples before training and keep the ids; False: each batch when it is needed
-    num_clips: int = 4096
-    num_images: int = 8192
+    num_clips: int = 4096  # 0: one of each medium
+    num_images: int = 8192  # 0: the same
     cached_frames: int = 0  # frames per cached clip, to share one cache between stages; 0: num_frames
     image_share: float = 0.0  # single frames: share of the batches (tokenizer) or of their rows (model)
     text_drop: float = 0.1  # share of captions replaced by null_text, for guidance
@@ -56,8 +56,8 @@ class DataConfig:
         for field in ("source", "image_source"):
             if getattr(self, field) or field == "source":
                 parse_sources(f"data.{field}", getattr(self, field))
-        require_positive(self, "frame_size", "num_frames", "fps", "num_threads", "max_text_ids", "num_clips")
-        require_not_negative(self, "num_images", "min_brightness", "min_motion", "num_workers", "pack")
+        require_positive(self, "frame_size", "num_frames", "fps", "num_threads", "max_text_ids")
+        require_not_negative(self, "num_clips", "num_images", "min_brightness", "min_motion", "num_workers", "pack")
         require_share(self, "two_digit_share", "image_share", "text_drop", "max_bad_share")
         is_enough = self.cached_frames == 0 or self.cached_frames >= self.num_frames
         allowed = f"use 0, or at least num_frames ({self.num_frames})"

@@ -33,7 +33,7 @@ def make_source(
         data: the settings.
         source: its name in place of ``data.source``; see ``config.sources``.
         num_frames: in place of ``data.num_frames``.
-        num_examples: that the source gives; the clips of a medium differ.
+        num_examples: that the source gives; the clips of a medium differ. 0: one of each medium.
         needs_caption: whether media without one are passed over.
         bad_list: a file for the list of media that are passed over.
 
@@ -45,6 +45,8 @@ def make_source(
 
     def make(name: SourceName) -> Any:
         if name.kind == "moving_digits":
+            if not num_examples:
+                raise ValueError("moving_digits have no number of their own: set data.num_clips and data.num_images.")
             return MovingDigits(split, data.frame_size, frames, data.two_digit_share, num_examples)
         media, places = open_media(name, data, split)
         if frames > 1:
@@ -56,13 +58,14 @@ def make_source(
             frame_size=data.frame_size,
             num_frames=frames,
             fps=data.fps,
-            num_examples=num_examples,
+            num_examples=num_examples or len(places),
             min_brightness=data.min_brightness,
             min_motion=data.min_motion,
             needs_caption=needs_caption,
         )
 
-    return mixed([make(name) for name in names], [name.weight for name in names], num_examples)
+    made = [make(name) for name in names]
+    return mixed(made, [name.weight for name in names], num_examples or sum(map(len, made)))
 
 
 def open_media(name: SourceName, data: DataConfig, split: str) -> tuple[Sequence[Medium], Sequence[int]]:

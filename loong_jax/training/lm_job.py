@@ -179,7 +179,8 @@ def _cached(
         cache = TokenCache(Path(name.where) / split, tokenizer.fingerprint, TextTokenizer().fingerprint)
         size = tokenizer.config.latent_size(job.data.frame_size)
         wanted = (tokenizer.config.latent_frames(num_frames), size, size)
-        if cache.meta.grid[0] < wanted[0] or cache.meta.grid[1:] != wanted[1:] or cache.meta.fps != job.data.fps:
+        is_as_fast = cache.meta.fps == job.data.fps or num_frames == 1
+        if cache.meta.grid[0] < wanted[0] or cache.meta.grid[1:] != wanted[1:] or not is_as_fast:
             raise ValueError(
                 f"{name.where} holds ids {cache.meta.grid} of clips at {cache.meta.fps:g} frames per second, and "
                 f"{wanted} (or more frames) at {job.data.fps:g} are needed: change data.num_frames, data.frame_size or "

@@ -62,7 +62,7 @@ def tokenize(
         tokenizer: the frozen one.
         data: the settings.
         split: "train" or "test".
-        num_examples: how many clips.
+        num_examples: how many clips; 0: one of each medium.
         path: the folder of the cache.
         source: in place of ``data.source``.
         num_frames: of a clip, in place of ``data.num_frames``.
@@ -72,6 +72,15 @@ def tokenize(
         ValueError: ``path`` holds ids of something else, or the source cannot be read.
     """
     name, frames = source or data.source, num_frames or data.num_frames
+    examples = make_source(
+        data,
+        split,
+        source=name,
+        num_frames=frames,
+        num_examples=num_examples,
+        needs_caption=data.require_caption,
+        bad_list=path / "bad_media.jsonl",
+    )
     text = TextTokenizer()
     config, size = tokenizer.config, tokenizer.config.latent_size(data.frame_size)
     fields = dataclasses.asdict(data)
@@ -79,7 +88,7 @@ def tokenize(
         fingerprint=tokenizer.fingerprint,
         text_fingerprint=text.fingerprint,
         source={"source": name, "split": split, "num_frames": frames} | {key: fields[key] for key in _SOURCE_FIELDS},
-        num_examples=num_examples,
+        num_examples=len(examples),
         grid=(config.latent_frames(frames), size, size),
         num_codes=config.quantizer.num_codes,
         fps=data.fps,
@@ -87,19 +96,10 @@ def tokenize(
     writer = TokenCacheWriter(path, meta)
     missing = writer.missing_shards(jax.process_index(), jax.process_count())
     if missing:
-        examples = make_source(
-            data,
-            split,
-            source=name,
-            num_frames=frames,
-            num_examples=num_examples,
-            needs_caption=data.require_caption,
-            bad_list=path / "bad_media.jsonl",
-        )
         wanted = [index for _, indices in missing for index in indices]
         batches = _batches(read_in_order(examples, wanted, data), [indices for _, indices in missing])
         done = _in_order(batches, _encoders(tokenizer, text, devices))
-        progress = ProgressReport(f"encoding {num_examples} {split} clips of {frames} frames", num_examples)
+        progress = ProgressReport(f"encoding {len(examples)} {split} clips of {frames} frames", len(examples))
         for shard, indices in missing:
             rows = list(itertools.islice(done, -(-len(indices) // _ROWS_PER_CALL)))
             writer.write(shard, [row for batch in rows for row in batch])

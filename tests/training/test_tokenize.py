@@ -110,6 +110,18 @@ def test_shards_that_do_not_fit_are_refused(runs, tokens, data, tmp_path):
         train_language_model(job, tmp_path / "elsewhere" / "stage2")
 
 
+def test_one_clip_of_each_medium(runs, tmp_path):
+    (tmp_path / "videos").mkdir()
+    source = make_source(DataConfig(frame_size=32, num_frames=17), "train")
+    for index in range(5):
+        write_video(tmp_path / "videos" / f"{index}.mp4", source[index]["video"])
+    data = dataclasses.replace(DATA, source=f"folder:{tmp_path / 'videos'}", num_clips=0, held_out_every=5)
+    cache = tokenize(VideoTokenizer.load(runs / "tokenizer"), data, "train", 0, tmp_path / "cache")
+    assert [cache[index]["key"] for index in range(len(cache))] == [f"{index}.mp4#0" for index in (1, 2, 3, 4)]
+    with pytest.raises(ValueError, match=r"moving_digits have no number of their own: set data.num_clips"):
+        tokenize(VideoTokenizer.load(runs / "tokenizer"), DATA, "train", 0, tmp_path / "digits")
+
+
 def test_every_device_encodes(runs, data, tmp_path):
     tokenizer = VideoTokenizer.load(runs / "tokenizer")
     one = tokenize(tokenizer, data, "train", 20, tmp_path / "one", devices=jax.devices()[:1])
