@@ -32,7 +32,7 @@ setup(
         "msgpack>=1.0",
         "pyarrow>=17",
         "sentencepiece>=0.2",
-        "av>=14",
+        "av>=18",
         "scikit-learn>=1.5",
         "safetensors>=0.4",
         # Structural similarity.

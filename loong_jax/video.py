@@ -1,13 +1,15 @@
 """Videos and pictures on disk, through PyAV. Videos are uint8 [frames, height, width, 3], RGB."""
 
+import functools
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 Video = UInt8[np.ndarray, "t h w 3"]
@@ -147,40 +149,37 @@ def read_video(
 def _timed_frames(container, stream, start: float = 0.0) -> Iterator[tuple[float, av.VideoFrame]]:
     """Frames with their seconds since the first, from the beginning or from a key frame before ``start`` on."""
     origin = None
+    if start:
+        origin = float((stream.start_time or 0) * stream.time_base)
+        container.seek(int((origin + start) / stream.time_base), stream=stream)
     for frame in container.decode(stream):
         time = frame.time if frame.time is not None else 0.0
-        if origin is None:
-            origin = time
-            if start:
-                container.seek(int((origin + start) / stream.time_base), stream=stream)
-                break
+        origin = time if origin is None else origin
         yield time - origin, frame
-    if start and origin is not None:
-        for frame in container.decode(stream):
-            yield (frame.time if frame.time is not None else 0.0) - origin, frame
 
 
 def _sample(timed, size, fps, start, num_frames) -> list[np.ndarray]:
     frames: list[np.ndarray] = []
+    to_array = _converter(size)
     limit = num_frames if num_frames is not None else float("inf")
-    previous, end = None, 0.0
+    previous, begin, end = None, 0.0, 0.0
     for time, frame in timed:
         if fps is None:
             if time >= start - _ROUNDING:
-                frames.append(_to_array(frame, size))
+                frames.append(to_array(frame))
         else:
             # The instants before this frame show the one before it.
             shown_until = time - _ROUNDING
             while previous is not None and len(frames) < limit and start + len(frames) / fps < shown_until:
-                frames.append(_to_array(previous, size))
-            previous = frame
-            # Its start and its duration are both rounded.
-            end = time + max(float((frame.duration or 0) * frame.time_base) - 2 * _ROUNDING, _ROUNDING)
+                frames.append(to_array(previous))
+            previous, begin = frame, time
         if len(frames) >= limit:
             return frames
-    # The last frame is shown until it ends.
+    if previous is not None:
+        # The last frame is shown until it ends; its start and its duration are both rounded.
+        end = begin + max(float((previous.duration or 0) * previous.time_base) - 2 * _ROUNDING, _ROUNDING)
     while previous is not None and len(frames) < limit and start + len(frames) / fps < end:
-        frames.append(_to_array(previous, size))
+        frames.append(to_array(previous))
     return frames
 
 
@@ -200,18 +199,26 @@ def sample_frames(frames: np.ndarray, at: np.ndarray, size: int) -> Video:
         raise ValueError(f"Frames must be uint8 [frames, height, width, 1 or 3]; got {frames.dtype} {frames.shape}.")
     chosen = frames[np.minimum(np.floor(at + 1e-3).astype(int), len(frames) - 1)]
     chosen = np.ascontiguousarray(chosen.repeat(3 // chosen.shape[-1], axis=-1))
-    return np.stack([_to_array(av.VideoFrame.from_ndarray(frame, format="rgb24"), size) for frame in chosen])
+    to_array = _converter(size)
+    return np.stack([to_array(av.VideoFrame.from_ndarray(frame, format="rgb24")) for frame in chosen])
 
 
-def _to_array(frame: av.VideoFrame, size: int | None) -> np.ndarray:
-    if size is None:
-        return frame.to_ndarray(format="rgb24")
-    # Scale first, so that the shorter side is ``size``; then cut the middle.
-    scale = size / min(frame.width, frame.height)
-    width, height = (max(size, round(side * scale)) for side in (frame.width, frame.height))
-    pixels = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
-    top, left = (height - size) // 2, (width - size) // 2
-    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+def _converter(size: int | None) -> Callable[[av.VideoFrame], Image]:
+    """From a frame to its pixels, of the middle square in ``size`` x ``size`` or of all as it is."""
+    # Kept from frame to frame, as making its tables takes long; threads would take longer than the work.
+    convert = functools.partial(VideoReformatter().reformat, format="rgb24", threads=1)
+
+    def to_array(frame: av.VideoFrame) -> Image:
+        if size is None:
+            return convert(frame).to_ndarray()
+        # Scale first, so that the shorter side is ``size``; then cut the middle.
+        scale = size / min(frame.width, frame.height)
+        width, height = (max(size, round(side * scale)) for side in (frame.width, frame.height))
+        pixels = convert(frame, width, height, interpolation="AREA").to_ndarray()
+        top, left = (height - size) // 2, (width - size) // 2
+        return pixels[top : top + size, left : left + size]
+
+    return to_array
 
 
 def write_video(path: str | Path, video: Video, fps: float = 6.5, *, min_side: int = 256) -> None:

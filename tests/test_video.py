@@ -1,5 +1,7 @@
 """Video files: what is written is what is read, and bad files are named."""
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
@@ -169,3 +171,24 @@ def test_contact_sheet_shows_rows_of_videos_and_columns_of_time():
     np.testing.assert_array_equal(sheet[16::34, 16::34, 0], [[0, 20, 40], [100, 150, 200]])
     assert (sheet[0] == 255).all() and (sheet[:, -1] == 255).all()
     assert contact_sheet([_flat([0])], columns=2, min_side=64).shape == (66, 132, 3)
+
+
+def test_a_variable_frame_rate_is_sampled_by_its_time_stamps(tmp_path):
+    """Frames at irregular instants, as phones and screen recorders write them; read from the start and by seeking."""
+    rng = np.random.default_rng(0)
+    times = np.concatenate([[0], np.cumsum(rng.integers(20, 400, 39))])  # milliseconds
+    with av.open(str(tmp_path / "vfr.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "6", "bf": "0"})
+        stream.pix_fmt = "yuv420p"
+        stream.height = stream.width = 32
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        for index, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 6 * index, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = int(time), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    for start in (0.0, 1.3, 4.0):
+        found = read_video(tmp_path / "vfr.mp4", fps=6.5, start=start, num_frames=12).mean(axis=(1, 2, 3))
+        instants = start + np.arange(12) / 6.5
+        expected = 6 * (np.searchsorted(times / 1000, instants + 0.006, side="right") - 1)
+        np.testing.assert_allclose(found, expected, atol=2)

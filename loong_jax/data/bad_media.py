@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-_MOST_ATTEMPTS = 20  # media that are tried for one example
+_MOST_ATTEMPTS = 100  # media that are tried for one example
+# Not damage but a choice of clips, which does not count against the bound.
+_FILTERED = ("too short", "black", "frozen")
 _ENOUGH = 100  # examples read before the share of bad ones says anything
 
 
@@ -30,11 +32,12 @@ class BadMedia:
 
         Args:
             name: what to call the source in messages.
-            max_share: bad ones for each example read so far, once these are enough to say.
+            max_share: damaged ones for each example read so far, once these are enough to say; those that are only
+                too short, black or frozen are passed over in any number.
             path: a JSON-lines file that gets one line for each bad medium: key, reason, detail.
         """
         self.name, self._max_share, self._path = name, max_share, path
-        self._num_read = 0
+        self._num_read = self._num_damaged = 0
         self._bad: dict[int, str] = {}  # place -> reason
         self._useless: set[int] = set()
         self._lock = threading.Lock()
@@ -55,7 +58,7 @@ class BadMedia:
         Raises:
             ValueError: too many in a row, or of all, are bad.
         """
-        choice, choices = index % len(places), np.random.default_rng(index)
+        choice, choices = index % len(places), None
         for attempt in range(_MOST_ATTEMPTS):
             place = places[choice]
             if place not in self._useless:
@@ -66,6 +69,7 @@ class BadMedia:
                 else:
                     self._num_read += 1  # for a share, where threads may lose a few
                     return example
+            choices = choices or np.random.default_rng(index)
             choice = int(choices.integers(len(places)))
         raise ValueError(
             f"{self.name}: {_MOST_ATTEMPTS} examples in a row cannot give {wanted} ({self.summary()}): "
@@ -89,7 +93,8 @@ class BadMedia:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"key": key, "reason": error.reason, "detail": str(error)}) + "\n")
-            bad, seen = len(self._bad), self._num_read + len(self._bad)
+            self._num_damaged += error.reason not in _FILTERED
+            bad, seen = self._num_damaged, self._num_read + self._num_damaged
         if seen >= _ENOUGH and bad > self._max_share * seen:
             raise ValueError(
                 f"{self.name}: {bad} of the {seen} examples read so far are bad ({self.summary()}), more than "

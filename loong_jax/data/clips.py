@@ -90,10 +90,12 @@ class Clips:
             raise
         except ValueError as error:
             raise BadMedium("unreadable", str(error)) from None
-        if video.mean() < self._min_brightness:
+        if self._min_brightness and video.mean() < self._min_brightness:
             raise BadMedium("black", f"mean brightness {video.mean():.1f} of 255", is_whole=False)
-        if len(video) > 1 and np.abs(np.diff(video.astype(np.int16), axis=0)).mean() < self._min_motion:
-            raise BadMedium("frozen", "hardly a pixel changes", is_whole=False)
+        if self._min_motion and len(video) > 1:
+            change = np.abs(np.diff(video.astype(np.int16), axis=0)).mean()
+            if change < self._min_motion:
+                raise BadMedium("frozen", f"a pixel changes by {change:.2f} of 255 a frame", is_whole=False)
         return {"video": video, "caption": medium.caption, "key": f"{medium.key}#{offset}", "label": ()}
 
     def _decode(self, medium: Medium, rng: np.random.Generator) -> tuple[np.ndarray, int]:

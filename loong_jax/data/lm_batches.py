@@ -35,7 +35,9 @@ def language_model_batches(
     """
     layout = _Layout(data, loss, vocabulary, latent_frames, length, images)
     transform = layout.packed_row if data.pack else layout.row
-    return Batches(clips, transform, batch_size=batch_size, seed=seed, group=data.pack, **readers(data), **process)
+    # Ids are Python's work alone: more threads of one process would wait for each other.
+    options = readers(data) | {"num_threads": 1} | process
+    return Batches(clips, transform, batch_size=batch_size, seed=seed, group=data.pack, **options)
 
 
 class _Layout:

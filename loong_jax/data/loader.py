@@ -61,6 +61,10 @@ class Batches:
         mixed._batches = grain.MapDataset.source(_Mixed(self._batches, other._batches, share, seed))
         return mixed
 
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of one step."""
+        return self._batches[step]
+
     def dataset(self, start_step: int = 0) -> grain.IterDataset:
         """Batches of step ``start_step``, ``start_step`` + 1, ... as grain's data set."""
         return _prefetched(self._batches[start_step:], self._num_threads, self._num_workers)

@@ -43,32 +43,24 @@ def build_sequence(
             "is this cache from another tokenizer?"
         )
     prompt = prompt_ids(text_ids, vocabulary, is_image=is_image)
-    end = vocabulary.special("end_image" if is_image else "end_video")
-    num_frames, ids_per_frame = len(codes), codes[0].size
-    tokens = [*prompt, *(vocabulary.video_start + codes.astype(np.int32)).reshape(-1), end]
-    used = len(tokens)
-    if used > length:
+    start, stop = len(prompt), len(prompt) + codes.size
+    if stop + 1 > length:
         raise ValueError(
-            f"A sequence of {len(prompt)} text and marker ids and {codes.size} video ids needs {used} places, but "
+            f"A sequence of {len(prompt)} text and marker ids and {codes.size} video ids needs {stop + 1} places, but "
             f"has {length}: raise model.max_length or shorten the clip."
         )
-    frame_ids = np.repeat(np.arange(num_frames), ids_per_frame)
+    frame_ids = np.repeat(np.arange(len(codes)), codes[0].size)
     early = 0.0 if is_image else loss.early_weight
-    weights = np.where(frame_ids < loss.early_frames, 1 + early, 1)
-    start = len(prompt)
-    row = {
-        "tokens": np.full(length, vocabulary.special("pad"), np.int32),
-        "positions": np.zeros(length, np.int32),
-        "segment_ids": np.zeros(length, np.int32),
-        "loss_weights": np.zeros(length, np.float32),
-        "frame_ids": np.full(length, -1, np.int32),
-    }
-    row["tokens"][:used] = tokens
-    row["positions"][:used] = np.arange(used)
-    row["segment_ids"][:used] = 1
-    row["frame_ids"][start : used - 1] = frame_ids
-    row["loss_weights"][start : used - 1] = weights
-    row["loss_weights"][used - 1] = 1
+    row = _empty_row(vocabulary, length)
+    row["tokens"][:start] = prompt
+    row["tokens"][start:stop] = codes.reshape(-1)
+    row["tokens"][start:stop] += vocabulary.video_start
+    row["tokens"][stop] = vocabulary.special("end_image" if is_image else "end_video")
+    row["positions"][: stop + 1] = np.arange(stop + 1)
+    row["segment_ids"][: stop + 1] = 1
+    row["frame_ids"][start:stop] = frame_ids
+    row["loss_weights"][start:stop] = np.where(frame_ids < loss.early_frames, 1 + early, 1)
+    row["loss_weights"][stop] = 1
     return row
 
 
@@ -81,13 +73,23 @@ def pack_sequences(rows: list[Row], vocabulary: Vocabulary, length: int) -> Row:
     used = sum(len(row["tokens"]) for row in rows)
     if used > length:
         raise ValueError(f"{len(rows)} sequences of {used} ids do not fit in a row of {length}.")
-    numbered = [row | {"segment_ids": row["segment_ids"] * segment} for segment, row in enumerate(rows, start=1)]
-    padding = {"tokens": vocabulary.special("pad"), "frame_ids": -1}
+    packed = _empty_row(vocabulary, length)
+    start = 0
+    for segment, row in enumerate(rows, start=1):
+        stop = start + len(row["tokens"])
+        for name, values in row.items():
+            packed[name][start:stop] = values * segment if name == "segment_ids" else values
+        start = stop
+    return packed
+
+
+def _empty_row(vocabulary: Vocabulary, length: int) -> Row:
     return {
-        name: np.pad(
-            np.concatenate([row[name] for row in numbered]), (0, length - used), constant_values=padding.get(name, 0)
-        )
-        for name in rows[0]
+        "tokens": np.full(length, vocabulary.special("pad"), np.int32),
+        "positions": np.zeros(length, np.int32),
+        "segment_ids": np.zeros(length, np.int32),
+        "loss_weights": np.zeros(length, np.float32),
+        "frame_ids": np.full(length, -1, np.int32),
     }
 
 

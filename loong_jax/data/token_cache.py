@@ -167,20 +167,22 @@ class TokenCache:
         return self._bad.first_good(int(index), range(len(self)), self._read)
 
     def _read(self, place: int, attempt: int) -> dict:
-        shard = _shard_path(self._path, self.meta, place // self.meta.shard_size)
         try:
             record = msgpack.unpackb(self._records[place])
             codes = np.frombuffer(record["codes"], "<u2").reshape(self.meta.grid)
             example = {"codes": codes, "text_ids": record["text_ids"], "key": record["key"]}
             made_by = record["tokenizer"]
         except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
-            raise BadMedium("damaged record", f"{shard.name}: {error}") from None
+            raise BadMedium("damaged record", f"{self._shard_of(place).name}: {error}") from None
         if made_by != self.meta.fingerprint:
             raise ValueError(
-                f"Shard {shard} was made by tokenizer {made_by}, the others by {self.meta.fingerprint}: "
-                "delete it and run the tokenization again."
+                f"Shard {self._shard_of(place)} was made by tokenizer {made_by}, the others by "
+                f"{self.meta.fingerprint}: delete it and run the tokenization again."
             )
         return example
+
+    def _shard_of(self, place: int) -> Path:
+        return _shard_path(self._path, self.meta, place // self.meta.shard_size)
 
 
 def _shard_path(folder: Path, meta: CacheMeta, shard: int) -> Path:

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import importlib.util
 import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -22,7 +23,7 @@ import av
 import numpy as np
 from absl import flags
 
-from loong_jax.config import DataConfig, LossConfig, TokenizeJob, TokenizerJob, TrainConfig
+from loong_jax.config import DataConfig, LossConfig
 from loong_jax.config_dict import from_config_dict
 from loong_jax.data.lm_batches import language_model_batches
 from loong_jax.data.loader import video_batches
@@ -31,8 +32,6 @@ from loong_jax.data.sources import make_source
 from loong_jax.data.token_cache import CacheMeta, TokenCache, TokenCacheWriter, TokenExample
 from loong_jax.training.lm_job import train_language_model
 from loong_jax.training.metrics import read_metrics
-from loong_jax.training.tokenize import run_tokenize
-from loong_jax.training.tokenizer_job import train_tokenizer
 from loong_jax.vocab import Vocabulary
 
 ROUNDS, BATCH, NUM_BATCHES = 5, 8, 10
@@ -71,13 +70,13 @@ def bare_decode(data: DataConfig) -> float:
         return len(keys) / (time.perf_counter() - start)
 
 
-def full_size_shards(path: Path, count: int) -> TokenCache:
-    """Shards of 17-frame clips at 128x128, of random ids."""
-    meta = CacheMeta("x", "y", {}, count, (5, 16, 16), 8192, 6.5)
+def shards(path: Path, count: int, grid: tuple[int, int, int], num_codes: int, num_text_ids: int) -> TokenCache:
+    """Shards of random ids."""
+    meta = CacheMeta("x", "y", {}, count, grid, num_codes, 6.5)
     writer, rng = TokenCacheWriter(path, meta), np.random.default_rng(0)
     for shard, places in writer.missing_shards():
-        codes = rng.integers(0, 8192, (len(places), *meta.grid))
-        writer.write(shard, [TokenExample(row, list(range(20)), "") for row in codes])
+        codes = rng.integers(0, num_codes, (len(places), *grid))
+        writer.write(shard, [TokenExample(row, list(range(num_text_ids)), "") for row in codes])
     return TokenCache(path)
 
 
@@ -101,42 +100,35 @@ def cached_pipeline(cache: TokenCache, data: DataConfig) -> float:
     return 20 * 64 / (time.perf_counter() - start)
 
 
-def share_of_a_step(folder: str, work: Path) -> tuple[float, float]:
-    """Milliseconds of all cores' work for a batch from shards, and of the clock for a step of stage2:debug."""
+def share_of_a_step(work: Path) -> tuple[float, float]:
+    """Milliseconds of one core's work for a batch from shards, and of the clock for a step of stage2:debug."""
     spec = importlib.util.spec_from_file_location("stage2", Path(__file__).parents[2] / "configs" / "stage2.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     job = from_config_dict(module.get_config("debug"))
-    once = TrainConfig(num_steps=1, batch_size=8, eval_batches=1)
-    images = DataConfig(frame_size=32, num_frames=1)
-    train_tokenizer(TokenizerJob(tokenizer=job.tokenizer, data=images, train=once), work / "tokenizer")
-    pixels = dataclasses.replace(job.data, source=f"folder:{folder}", num_clips=256, require_caption=False)
-    run_tokenize(TokenizeJob(data=pixels, num_held_out=8), work / "tokens")
-
-    data = dataclasses.replace(job.data, source=f"tokens:{work / 'tokens'}")
     train = dataclasses.replace(job.train, num_steps=40, log_every=10, checkpoint_every=40, eval_every=40)
-    job = dataclasses.replace(job, data=data, train=train, init_from="", allow_untrained_tokenizer=False)
-    train_language_model(job, work / "stage2")
+    train_language_model(dataclasses.replace(job, train=train, init_from=""), work / "stage2")
     rates = [record["steps_per_second"] for record in read_metrics(work / "stage2") if "steps_per_second" in record]
 
-    cache = TokenCache(work / "tokens" / "train")
-    frames, height, width = cache.meta.grid
+    frames, size = job.tokenizer.latent_frames(job.data.num_frames), job.tokenizer.latent_size(job.data.frame_size)
+    cache = shards(work / "small", 4096, (frames, size, size), job.model.num_video_ids, 10)
     batches = language_model_batches(
         cache,
         cache,
-        data,
+        job.data,
         job.loss,
         Vocabulary(job.model.num_text_ids, job.model.num_video_ids),
         latent_frames=frames,
-        length=static_length(frames * height * width, data.max_text_ids, data.pack),
+        length=static_length(frames * size**2, job.data.max_text_ids, job.data.pack),
         batch_size=train.batch_size,
         seed=0,
-    ).iterate()
-    next(batches)
-    start = time.process_time()
-    for _ in range(100):
-        next(batches)
-    return (time.process_time() - start) / 100 * 1e3, 1e3 / statistics.median(rates[1:])
+    )
+    times = []
+    for step in range(101):
+        start = time.perf_counter()
+        batches[step]
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3, 1e3 / statistics.median(rates[1:])
 
 
 def main() -> None:
@@ -149,14 +141,18 @@ def main() -> None:
     data = DataConfig(source=f"folder:{arguments.folder}", num_threads=threads, num_workers=arguments.workers)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        cache = full_size_shards(work / "shards", 2048)
+        cache = shards(work / "large", 2048, (5, 16, 16), 8192, 20)
         rounds = [(raw_pipeline(data), bare_decode(data), cached_pipeline(cache, data)) for _ in range(ROUNDS)]
         raw, bare, cached = (statistics.median(values) for values in zip(*rounds, strict=True))
         share = statistics.median(row[0] / row[1] for row in rounds)
         print(f"from video files      {raw:8.1f} clips/s, {share:.2f} of bare decoding ({bare:.1f} clips/s)")
         print(f"from token shards     {cached:8.1f} clips/s, {cached / raw:.0f} times that from video files")
-        batch, step = share_of_a_step(arguments.folder, work)
-        print(f"a batch from shards   {batch:8.2f} ms, {batch / step:.2%} of a step of stage2:debug ({step:.0f} ms)")
+        batch, step = share_of_a_step(work)
+        capacity = step * os.cpu_count()
+        print(
+            f"a batch from shards   {batch:8.2f} ms of a core, {batch / capacity:.2%} of a step of stage2:debug "
+            f"({step:.0f} ms of {os.cpu_count()} cores)"
+        )
 
 
 if __name__ == "__main__":
