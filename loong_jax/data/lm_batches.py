@@ -29,9 +29,9 @@ def language_model_batches(
     """Batches of the language model's contract, from caches of ids.
 
     A clip is cut to its first ``latent_frames`` latent frames: the tokenizer is causal, so they are the ids of the
-    shorter clip. ``data.image_share`` of the rows come from ``images``; a share ``data.text_drop`` of captions becomes
-    the null text. With ``data.pack`` a row has that many clips, or as many images as fit, one segment each;
-    what captions leave free is filled with images, drawn at random.
+    shorter clip. ``data.image_share`` of the rows come from ``images``; empty captions and a share ``data.text_drop``
+    become the null text. With ``data.pack`` a row has that many clips, or as many images as fit, one segment each; what
+    captions leave free is filled with images, drawn at random.
     """
     layout = _Layout(data, loss, vocabulary, latent_frames, length, images)
     transform = layout.packed_row if data.pack else layout.row
@@ -73,7 +73,7 @@ class _Layout:
         return self._sequence(example, is_image, rng.random() < self._data.text_drop)
 
     def _sequence(self, example: dict, is_image: bool, is_dropped: bool, length: int = 0) -> Row:
-        text_ids = None if is_dropped else example["text_ids"][: self._data.max_text_ids]
+        text_ids = None if is_dropped else example["text_ids"][: self._data.max_text_ids] or None
         codes = example["codes"][: 1 if is_image else self._frames]
         needed = codes.size + (1 if text_ids is None else len(text_ids)) + NUM_MARKERS
         return build_sequence(text_ids, codes, self._vocabulary, length or needed, self._loss, is_image)

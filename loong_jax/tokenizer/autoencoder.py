@@ -21,6 +21,7 @@ from loong_jax.tokenizer.causal_conv import (
     Past,
     ResBlock,
     Upsample,
+    run_layers,
 )
 from loong_jax.tokenizer.quantizer import Quantized, Quantizer
 
@@ -133,14 +134,7 @@ class Decoder(nnx.Module):
     def __call__(
         self, codes: Float[Array, "b t h w d"], past: Past = None
     ) -> tuple[Float[Array, "b t2 h2 w2 c"], Past]:
-        x, remembered = codes, []
-        for layer, layer_past in zip(self.layers, past or [None] * len(self.layers), strict=True):
-            if isinstance(layer, AdaptiveNorm):
-                x, layer_past = layer(x, codes, past is None), ()
-            else:
-                x, layer_past = layer(x, layer_past)
-            remembered.append(layer_past)
-        return x, remembered
+        return run_layers(self.layers, codes, past, codes=codes, is_start=past is None)
 
 
 def abstract_autoencoder(config: TokenizerConfig) -> tuple[nnx.GraphDef, dict]:

@@ -7,6 +7,8 @@ whole. The first chunk of a video has ``1 + stride * m`` frames, each later one 
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -264,9 +266,39 @@ class CausalStack(nnx.Module):
         self.layers = nnx.List(layers)
 
     def __call__(self, x: Float[Array, "b t h w c"], past: Past = None) -> tuple[Float[Array, "b t2 h2 w2 c2"], Past]:
-        pasts = [None] * len(self.layers) if past is None else past
-        remembered = []
-        for layer, layer_past in zip(self.layers, pasts, strict=True):
-            x, layer_past = layer(x, layer_past)
+        return run_layers(self.layers, x, past)
+
+
+def run_layers(layers: Sequence[nnx.Module], x: Array, past: Past, **of_adaptive_norm: Any) -> tuple[Array, Past]:
+    """Call layers one after the other, each with what it remembers; an ``AdaptiveNorm`` also gets its arguments.
+
+    At the start of a video, blocks that are alike and rematerialized run in a loop: a compiler sees one of them.
+    """
+    pasts = [None] * len(layers) if past is None else past
+    remembered = []
+    while len(remembered) < len(layers):
+        index = len(remembered)
+        layer = layers[index]
+        alike = list(itertools.takewhile(_can_loop, layers[index:])) if past is None else []
+        if len(alike) > 1:
+            x, loop_pasts = _loop(alike, x)
+            remembered += loop_pasts
+        elif isinstance(layer, AdaptiveNorm):
+            x = layer(x, **of_adaptive_norm)
+            remembered.append(())
+        else:
+            x, layer_past = layer(x, pasts[index])
             remembered.append(layer_past)
-        return x, remembered
+    return x, remembered
+
+
+def _can_loop(layer: nnx.Module) -> bool:
+    """Neighbours of this kind have the same width, as they have no skip of their own."""
+    return isinstance(layer, ResBlock) and layer.remat and layer.skip is None
+
+
+def _loop(blocks: list["ResBlock"], x: Array) -> tuple[Array, list[Past]]:
+    graphdef, _ = nnx.split(blocks[0])
+    stacked = jax.tree.map(lambda *params: jnp.stack(params), *[nnx.state(block) for block in blocks])
+    x, pasts = jax.lax.scan(lambda x, params: nnx.merge(graphdef, params)(x), x, stacked)
+    return x, [jax.tree.map(lambda part, index=index: part[index], pasts) for index in range(len(blocks))]

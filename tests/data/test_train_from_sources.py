@@ -60,7 +60,7 @@ def mixture(path: Path) -> str:
     return f"3*{folder(path)}|moving_digits"
 
 
-@pytest.mark.parametrize("make", [folder, tar, parquet, cuts, tfds_clips, mixture])
+@pytest.mark.parametrize("make", [tar, parquet, cuts, tfds_clips, mixture])
 def test_five_steps(make, tmp_path):
     (tmp_path / "data").mkdir()
     frames = 1 if make is parquet else 5

@@ -44,7 +44,8 @@ def test_a_folder_with_good_and_bad(tmp_path, capsys):
 def test_with_a_tokenizer_the_picture_shows_what_the_ids_keep(tmp_path):
     data = DataConfig(frame_size=32, num_frames=5)
     train = TrainConfig(num_steps=1, batch_size=8, log_every=1, checkpoint_every=1, eval_every=1, eval_batches=1)
-    train_tokenizer(TokenizerJob(tokenizer=DEBUG_TOKENIZER, data=data, train=train), tmp_path / "tokenizer")
+    images = DataConfig(frame_size=32, num_frames=1)
+    train_tokenizer(TokenizerJob(tokenizer=DEBUG_TOKENIZER, data=images, train=train), tmp_path / "tokenizer")
     job = CheckDataJob(data=data, tokenizer_path="../tokenizer", num_examples=8)
     results = check_data(job, tmp_path / "check")
     assert results["moving_digits train"] == {"media": "embedded digits, drawn as they are needed"}
