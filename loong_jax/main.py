@@ -8,6 +8,7 @@ Parses flags, turns the ConfigDict into a job, writes ``<workdir>/config.json`` 
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -74,11 +75,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # the libraries' own notes; progress is printed
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         if len(argv) > 1:
             raise ValueError(f"{argv[1]!r} is not a flag: settings are written --config.field=value.")
         run_job(from_config_dict(_CONFIG.value), Path(_WORKDIR.value))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if flags.FLAGS.pdb:
             raise
         _fail(error)
@@ -86,6 +88,8 @@ def _main(argv: list[str]) -> None:
 
 def _fail(error: Exception) -> None:
     message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+    if "\\n" in message:  # the message of one error, quoted in that of another
+        message = message.replace("\\n", ". ").replace("\\'", "'").strip("\"'")
     # ml_collections quotes the whole traceback of a config file that failed; its last line says what is wrong.
     message = message.strip().splitlines()[-1].strip().removeprefix("loong_jax.config.checks.ConfigError: ")
     print(f"error: {message}", file=sys.stderr)

@@ -40,6 +40,9 @@ class VideoFile:
         return self
 
     def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._container.close()
 
     @property

@@ -34,7 +34,9 @@ def parse_sources(field: str, text: str) -> tuple[SourceName, ...]:
     Raises:
         ConfigError: a kind is unknown, lacks its place, or has a weight that is no positive number.
     """
-    sources = tuple(_parse(field, part.strip()) for part in text.split("|"))
+    parts = [part.strip() for part in text.split("|")]
+    require(all(parts), field, text, "a source is missing before or after a |" if len(parts) > 1 else "name a source")
+    sources = tuple(_parse(field, part) for part in parts)
     kinds = {source.kind for source in sources}
     if "tokens" in kinds and len(kinds) > 1:
         raise ConfigError(f"{field}={text!r} is not possible: tokens can be mixed with tokens only.")
@@ -54,6 +56,7 @@ def require_pixels(field: str, text: str) -> None:
 def _parse(field: str, text: str) -> SourceName:
     name, _, where = text.partition(":")
     weight, star, kind = name.rpartition("*")
+    require(kind in _WHERE or "/" not in text, field, text, f"say what it is, as in folder:{text}")
     require_choice(field, kind, tuple(_WHERE))
     if bool(where) != bool(_WHERE[kind]):
         wanted = f"{kind}:{_WHERE[kind]}" if _WHERE[kind] else kind

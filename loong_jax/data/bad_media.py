@@ -12,7 +12,7 @@ import numpy as np
 _MOST_ATTEMPTS = 100  # media that are tried for one example
 # Not damage but a choice of clips, which does not count against the bound.
 _FILTERED = ("too short", "black", "frozen")
-_ENOUGH = 100  # examples read before the share of bad ones says anything
+_ENOUGH = 100  # examples read, or as many as there are, before the share of bad ones says anything
 
 
 class BadMedium(ValueError):
@@ -22,6 +22,11 @@ class BadMedium(ValueError):
         super().__init__(detail or reason)
         self.reason, self.is_whole = reason, is_whole
         self.key = ""  # of the medium, where it is known
+
+    @property
+    def text(self) -> str:
+        """Reason and detail."""
+        return self.reason if str(self) == self.reason else f"{self.reason}: {self}"
 
 
 class BadMedia:
@@ -68,12 +73,15 @@ class BadMedia:
                     self._note(place, error)
                 else:
                     self._num_read += 1  # for a share, where threads may lose a few
+                    self._check_share(len(places))
                     return example
             choices = choices or np.random.default_rng(index)
             choice = int(choices.integers(len(places)))
+        wants_caption = "no caption" in self.counts
         raise ValueError(
-            f"{self.name}: {_MOST_ATTEMPTS} examples in a row cannot give {wanted} ({self.summary()}): "
-            "ask for shorter clips, or repair the data."
+            f"{self.name}: {_MOST_ATTEMPTS} examples in a row cannot give {wanted} ({self.summary()}): ask for shorter "
+            "clips, or repair the data"
+            + ("; --config.data.require_caption=False takes media without one." if wants_caption else ".")
         )
 
     def _note(self, place: int, error: BadMedium) -> None:
@@ -85,7 +93,7 @@ class BadMedia:
                 return
             if not self._bad:
                 warnings.warn(
-                    f"{self.name}: bad media are passed over, first {key} ({error.reason}: {error}){self._where()}.",
+                    f"{self.name}: bad media are passed over, first {key} ({error.text}){self._where()}.",
                     stacklevel=2,
                 )
             self._bad[place] = error.reason
@@ -94,8 +102,10 @@ class BadMedia:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"key": key, "reason": error.reason, "detail": str(error)}) + "\n")
             self._num_damaged += error.reason not in _FILTERED
-            bad, seen = self._num_damaged, self._num_read + self._num_damaged
-        if seen >= _ENOUGH and bad > self._max_share * seen:
+
+    def _check_share(self, num_media: int) -> None:
+        bad, seen = self._num_damaged, self._num_read + self._num_damaged
+        if seen >= min(_ENOUGH, num_media) and bad > self._max_share * seen:
             raise ValueError(
                 f"{self.name}: {bad} of the {seen} examples read so far are bad ({self.summary()}), more than "
                 f"data.max_bad_share {self._max_share:g} allows{self._where()}."

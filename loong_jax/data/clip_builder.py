@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from loong_jax.video import VideoFile
+
 # (key, a file or its content, caption); the key is unique.
 Clip = tuple[str, str | Path | bytes, str]
 
@@ -33,6 +35,10 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, clips: Iterable[Clip]) -> Iterator[tuple[str, dict]]:
         for key, content, caption in clips:
             content = content if isinstance(content, bytes) else Path(content).read_bytes()
+            try:
+                VideoFile(content).close()
+            except ValueError as error:
+                raise ValueError(f"Clip {key!r} is no video or image: {error}") from None
             yield key, {"key": key, "video": content, "caption": caption}
 
 
@@ -41,6 +47,9 @@ def write_clips(path: str | Path, **splits: Iterable[Clip]) -> Path:
 
     For instance ``write_clips("data", train=[("clip 1", "one.mp4", "a cat in the snow")])``; without a split "test"
     some of "train" are held out.
+
+    Raises:
+        ValueError: there is one already, or a clip is no video or image.
     """
 
     class LoongClips(ClipBuilder, skip_registration=True):
@@ -50,5 +59,7 @@ def write_clips(path: str | Path, **splits: Iterable[Clip]) -> Path:
             return {name: self._generate_examples(clips) for name, clips in splits.items()}
 
     builder = LoongClips(data_dir=str(path))
+    if builder.info.splits:
+        raise ValueError(f"There is a data set in {builder.data_dir} already: remove it, or give another folder.")
     builder.download_and_prepare()
     return Path(builder.data_dir)

@@ -25,7 +25,8 @@ class CutList:
         """
         self._table = Path(path)
         if not self._table.is_file():
-            raise ValueError(f"List of cuts {path} does not exist.")
+            exists = self._table.exists()
+            raise ValueError(f"{path} is no file." if exists else f"List of cuts {path} does not exist.")
         self._rows = read_rows(self._table)
         if not self._rows:
             raise ValueError(f"List of cuts {path} is empty.")

@@ -33,7 +33,9 @@ class TfdsClips:
         """
         self.name = name
         try:
-            is_folder = (Path(name) / "features.json").is_file()
+            is_folder = Path(name).is_dir()
+            if is_folder and not (Path(name) / "features.json").is_file():
+                raise ValueError(f"{name} holds no features.json: give the folder that does, such as NAME/1.0.0 in it.")
             builder = tfds.builder_from_directory(name) if is_folder else tfds.builder(name, file_format="array_record")
             self.has_own_test = bool({"test", "validation"} & set(builder.info.splits))
             wanted = ["train"] if split == "train" or not self.has_own_test else ["test", "validation"]

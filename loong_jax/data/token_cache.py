@@ -142,7 +142,7 @@ class TokenCache:
             if wanted is not None and wanted != made_by:
                 raise ValueError(
                     f"Token cache {path} was made by {what} {made_by}, not by {wanted}: its ids mean something else. "
-                    "Delete the folder to make it anew, or train with the tokenizer that made it."
+                    "Tokenize again, or name the tokenizer that made it: --config.tokenizer_path=DIR."
                 )
         shards = [str(_shard_path(self._path, self.meta, shard)) for shard in range(self.meta.num_shards)]
         try:
@@ -200,6 +200,9 @@ def _read_meta(folder: Path) -> CacheMeta:
 def _check_same(folder: Path, stored: CacheMeta, wanted: CacheMeta) -> None:
     for field in dataclasses.fields(CacheMeta):
         old, new = getattr(stored, field.name), getattr(wanted, field.name)
+        if isinstance(old, dict):
+            changed = [name for name in old.keys() | new.keys() if old.get(name) != new.get(name)]
+            old, new = ({name: values.get(name) for name in sorted(changed)} for values in (old, new))
         if old != new:
             raise ValueError(
                 f"Token cache {folder} was made with {field.name} {old}, but {new} is wanted: "

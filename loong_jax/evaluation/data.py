@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -29,57 +30,70 @@ def check_data(job: CheckDataJob, workdir: Path) -> dict[str, dict]:
     """
     data = dataclasses.replace(job.data, max_bad_share=1.0)
     tokenizer = VideoTokenizer.load((workdir / job.tokenizer_path).resolve()) if job.tokenizer_path else None
+    results, bad, counts = {}, {}, {"train": 0, "test": 0}
+    for name in parse_sources("data.source", data.source):
+        for split in counts:
+            results[f"{name} {split}"], found = _media(name, data, split, job.num_examples)
+            bad |= found
+            counts[split] += results[f"{name} {split}"].get("media", job.num_examples)
     bad_list = workdir / "bad_media.jsonl"
     bad_list.unlink(missing_ok=True)
-    results = {}
-    for name in parse_sources("data.source", data.source):
-        for split in ("train", "test"):
-            results[f"{name} {split}"] = _media(name, data, split, job.num_examples)
-    results["clips train"], clips = _clips(data, "train", job.num_examples, bad_list)
-    results["clips test"], _ = _clips(data, "test", job.num_examples, bad_list)
+    clips = {}
+    for split, num_media in counts.items():
+        results[f"clips {split}"], clips[split] = _clips(data, split, min(job.num_examples, num_media), bad_list)
+    if bad_list.exists():
+        bad |= {row["key"]: row for row in map(json.loads, bad_list.read_text(encoding="utf-8").splitlines())}
+    if bad:
+        bad_list.write_text("".join(json.dumps(row) + "\n" for row in bad.values()), encoding="utf-8")
+        results["passed over"] = dict(collections.Counter(row["reason"] for row in bad.values()).most_common())
+    shown = clips["train"]
     if tokenizer is None:
-        write_image(workdir / "clips.png", contact_sheet(clips, columns=min(8, len(clips[0]))))
+        write_image(workdir / "clips.png", contact_sheet(shown, columns=min(8, len(shown[0]))))
     else:
-        decoded = [tokenizer.decode(tokenizer.encode(clip), len(clip)) for clip in clips]
-        write_strip(workdir / "clips", np.stack(clips), np.stack(decoded), fps=data.fps)
+        decoded = [tokenizer.decode(tokenizer.encode(clip), len(clip)) for clip in shown]
+        write_strip(workdir / "clips", np.stack(shown), np.stack(decoded), fps=data.fps)
     write_report(workdir / "data.json", results)
     for title, values in results.items():
         rows = [{"what": what, "value": _text(value)} for what, value in values.items()]
         print(f"\n{title}\n{format_table(rows, ('what', 'value'))}", flush=True)
     print(f"\nA picture of the clips is in {workdir / 'clips.png'}.")
+    if any(values.get("without caption") for values in results.values()):
+        print("A language model passes over what has no caption, unless --config.data.require_caption=False.")
+    if bad:
+        print(f"What is passed over is listed in {bad_list}.")
     return results
 
 
-def _media(name: SourceName, data: DataConfig, split: str, most: int) -> dict[str, Any]:
-    """Facts of up to ``most`` media, evenly spread."""
+def _media(name: SourceName, data: DataConfig, split: str, most: int) -> tuple[dict[str, Any], dict[str, dict]]:
+    """Facts of up to ``most`` media, evenly spread, and which of them are bad, as in bad_media.jsonl."""
     if name.kind == "moving_digits":
-        return {"media": "embedded digits, drawn as they are needed"}
+        return {"what": "embedded digits, drawn as they are needed"}, {}
     media, places = open_media(name, data, split)
     chosen = [places[int(i)] for i in np.linspace(0, len(places) - 1, min(most, len(places)))]
-    facts, reasons = collections.defaultdict(list), collections.Counter()
-    sizes = collections.Counter()
+    facts: dict[str, list[float]] = collections.defaultdict(list)
+    sizes, bad, without_caption = collections.Counter(), {}, 0
     for place in track(chosen, f"{name.kind} {split}"):
+        key = f"entry {place}"
         try:
             medium = media[place]
+            key = medium.key
             seconds, fps, size = _describe(medium)
-        except BadMedium as error:
-            reasons[error.reason] += 1
-        except ValueError:
-            reasons["unreadable"] += 1
-        else:
-            facts["caption characters"].append(len(medium.caption))
-            sizes[f"{size[0]}x{size[1]}"] += 1
-            if seconds is not None:
-                facts["seconds"].append(seconds)
-            if fps is not None:
-                facts["frames per second"].append(fps)
+        except ValueError as error:
+            reason = error.reason if isinstance(error, BadMedium) else "unreadable"
+            bad[key] = {"key": key, "reason": reason, "detail": str(error)}
+            continue
+        without_caption += not medium.caption
+        sizes[f"{size[0]}x{size[1]}"] += 1
+        facts["caption characters"].append(len(medium.caption))
+        facts["seconds"] += [] if seconds is None else [seconds]
+        facts["frames per second"] += [] if fps is None else [fps]
     return {
         "media": len(places),
         "looked at": len(chosen),
-        "bad": dict(reasons),
-        "without caption": sum(length == 0 for length in facts["caption characters"]),
+        "cannot be opened": len(bad),
+        "without caption": without_caption,
         "width x height": dict(sizes.most_common(5)),
-    } | {what: _spread(values) for what, values in facts.items()}
+    } | {what: _spread(values) for what, values in facts.items() if values}, bad
 
 
 def _describe(medium: Medium) -> tuple[float | None, float | None, tuple[int, int]]:

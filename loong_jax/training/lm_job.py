@@ -176,6 +176,8 @@ def _cached(
         return tokenize(tokenizer, job.data, split, count, path, source=source, num_frames=num_frames)
     caches, weights = [], []
     for name in parse_sources("data.source", source):
+        if not (Path(name.where) / split).is_dir():
+            raise ValueError(f"{name}: there is no folder {split} in it; give the workdir of a configs/tokenize.py.")
         cache = TokenCache(Path(name.where) / split, tokenizer.fingerprint, TextTokenizer().fingerprint)
         size = tokenizer.config.latent_size(job.data.frame_size)
         wanted = (tokenizer.config.latent_frames(num_frames), size, size)
