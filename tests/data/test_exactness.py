@@ -44,7 +44,7 @@ def unbroken(folder):
     return list(itertools.islice(stream(folder).iterate(), 8))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_resumed_from_a_checkpoint_or_a_step(folder, num_workers, unbroken):
     batches = stream(folder, num_workers)
     count = 2 if num_workers else 6  # the check starts the workers anew at every step

@@ -56,11 +56,14 @@ def tfds_clips(path: Path) -> str:
     return f"tfds:{write_clips(path, train=[(str(i), content, 'a clip') for i, content in enumerate(VIDEOS)])}"
 
 
+OTHERS = (tar, parquet, cuts, tfds_clips)
+
+
 def mixture(path: Path) -> str:
     return f"3*{folder(path)}|moving_digits"
 
 
-@pytest.mark.parametrize("make", [tar, parquet, cuts, tfds_clips, mixture])
+@pytest.mark.parametrize("make", [mixture, *(pytest.param(make, marks=pytest.mark.slow) for make in OTHERS)])
 def test_five_steps(make, tmp_path):
     (tmp_path / "data").mkdir()
     frames = 1 if make is parquet else 5

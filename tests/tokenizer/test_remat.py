@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from loong_jax.config import DEBUG_TOKENIZER
@@ -37,6 +38,7 @@ def objective(config):
     return error
 
 
+@pytest.mark.slow
 def test_gradients_are_equal_and_the_program_is_smaller():
     programs = [jax.jit(jax.value_and_grad(objective(config))).lower(PARAMS) for config in (PLAIN, REMAT)]
     (plain, plain_grads), (remat, remat_grads) = (program.compile()(PARAMS) for program in programs)

@@ -208,6 +208,7 @@ def one_step(config):
         return make_train_step(job, optimizer, shardings, mesh)(state, sharding.shard_batch(mesh, clips))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [MeshConfig(fsdp=4, tensor=2), MeshConfig(fsdp=2, sequence=2, tensor=2)], ids=str)
 def test_eight_devices_play_as_one_does(config):
     placed = one_step(config)[0]

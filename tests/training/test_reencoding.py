@@ -47,6 +47,7 @@ def test_the_error_is_the_mean_squared_distance_of_unit_latents_to_their_codes()
     np.testing.assert_allclose(model.reencoding_error(pixels, ids), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_with_it_brings_the_ids_back():
     """The same batch, 40 steps."""
     state, metrics = metrics_of_training(1.0, 40)
