@@ -27,6 +27,7 @@ TRAINING = dataclasses.replace(
 )
 
 
+@pytest.mark.slow
 def test_the_memory_of_the_step_is_that_of_its_parts():
     memory = estimate._memory(TRAINING, jax.devices()[:4], 2)
     assert memory["GiB a device"] == pytest.approx(memory["state GiB"] + memory["work GiB"], abs=0.02)

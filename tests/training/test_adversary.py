@@ -133,6 +133,7 @@ def copied(state):
     return jax.tree.map(jnp.copy, state)
 
 
+@pytest.mark.slow
 def test_the_weight_makes_both_gradients_equally_long_at_the_last_layer():
     _, state, step = training()
     state = dataclasses.replace(copied(state), step=jnp.int32(START + RAMP))

@@ -17,6 +17,7 @@ JOB = TokenizerJob(
 )
 
 
+@pytest.mark.slow
 def test_the_decoder_learns_clips_over_the_encoder_and_codebook_of_the_images(tmp_path):
     images = train_tokenizer(JOB, tmp_path / "images")
     following = dataclasses.replace(

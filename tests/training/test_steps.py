@@ -60,7 +60,13 @@ def name_of(value) -> str:
     return getattr(value, "task", str(value))
 
 
-each_mesh = pytest.mark.parametrize(("job", "config"), [mesh[:2] for mesh in MESHES], ids=name_of)
+# The tokenizer's step compiles for most of a minute on each mesh.
+SLOW = [mesh[:2] for mesh in MESHES if mesh[0] is TOKENIZER_JOB and mesh[1].data == 1]
+each_mesh = pytest.mark.parametrize(
+    ("job", "config"),
+    [pytest.param(*mesh[:2], marks=pytest.mark.slow if mesh[:2] in SLOW else ()) for mesh in MESHES],
+    ids=name_of,
+)
 each_job = pytest.mark.parametrize("job", [MODEL_JOB, TOKENIZER_JOB], ids=name_of)
 
 
