@@ -61,6 +61,7 @@ def is_video(array):
     return isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim in (4, 5) and array.shape[-1] == 3
 
 
+@pytest.mark.slow
 def test_four_hundred_things_to_encode(tokenizer):
     rng, encoded = np.random.default_rng(0), 0
     things = [*NOT_ARRAYS, *(hostile_array(rng, SIZES, [rng.choice(CHANNELS)]) for _ in range(400 - len(NOT_ARRAYS)))]
@@ -72,6 +73,7 @@ def test_four_hundred_things_to_encode(tokenizer):
     assert 5 < encoded < 200
 
 
+@pytest.mark.slow
 def test_three_hundred_things_to_decode(tokenizer):
     rng, decoded = np.random.default_rng(1), 0
     things = [*NOT_ARRAYS, *(hostile_array(rng, (0, 1, 2, 2, 2), []) for _ in range(300 - len(NOT_ARRAYS)))]

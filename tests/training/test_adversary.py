@@ -89,6 +89,7 @@ def test_losses_by_hand(kind, clips):
     np.testing.assert_allclose(loss - lower, small * jnp.square(gradient).sum(), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_r1_is_the_squared_gradient_at_each_real_clip(clips):
     real, fake = clips
     with_r1, without = adversary(r1_weight=2.0), adversary()
@@ -155,6 +156,7 @@ def test_the_weight_makes_both_gradients_equally_long_at_the_last_layer():
     np.testing.assert_allclose(metrics["adversarial_weight"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_running_mean_follows_the_weights_and_keeps_the_codes():
     _, state, step = training()
     state = copied(state)
@@ -170,6 +172,7 @@ def test_the_running_mean_follows_the_weights_and_keeps_the_codes():
     assert np.abs(kernel - state.params["decoder"]["layers"][0]["kernel"]).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
     _, state, step = training()
     state = copied(state)
