@@ -61,12 +61,11 @@ def name_of(value) -> str:
 
 
 # The tokenizer's step compiles for most of a minute on each mesh.
-SLOW = [mesh[:2] for mesh in MESHES if mesh[0] is TOKENIZER_JOB and mesh[1].data == 1]
-each_mesh = pytest.mark.parametrize(
-    ("job", "config"),
-    [pytest.param(*mesh[:2], marks=pytest.mark.slow if mesh[:2] in SLOW else ()) for mesh in MESHES],
-    ids=name_of,
-)
+MARKED = [
+    pytest.param(*mesh, marks=pytest.mark.slow if mesh[0] is TOKENIZER_JOB and mesh[1].data == 1 else ())
+    for mesh in MESHES
+]
+each_mesh = pytest.mark.parametrize(("job", "config", "part"), MARKED, ids=name_of)
 each_job = pytest.mark.parametrize("job", [MODEL_JOB, TOKENIZER_JOB], ids=name_of)
 
 
@@ -133,7 +132,7 @@ def moments(state: TrainState) -> list:
 
 
 @each_mesh
-def test_one_step_on_a_mesh_equals_one_without(job, config):
+def test_one_step_on_a_mesh_equals_one_without(job, config, part):
     found, expected = jax.device_get((one_step(job, config), one_step(job, WHOLE)))
     assert found[1].keys() == expected[1].keys()
     for name, value in expected[1].items():
@@ -151,7 +150,7 @@ def test_that_step_moves_every_parameter_and_moment(job):
         assert np.abs(x - y).max() > 3e-3 * np.abs(y).max(), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize(("job", "config", "part"), MESHES, ids=name_of)
+@each_mesh
 def test_parameters_and_moments_lie_where_the_table_says(job, config, part):
     mesh, before, _, _ = start(job, config)
     axes = transformer.logical_axes(MODEL) if job is MODEL_JOB else autoencoder.logical_axes(TOKENIZER)
@@ -169,7 +168,7 @@ def test_parameters_and_moments_lie_where_the_table_says(job, config, part):
 
 
 @each_mesh
-def test_each_device_reads_its_rows_of_the_batch(job, config):
+def test_each_device_reads_its_rows_of_the_batch(job, config, part):
     batch = make_batch(job)
     for name, array in sharding.shard_batch(start(job, config).mesh, batch).items():
         rows = 8 // (config.data * config.fsdp)
