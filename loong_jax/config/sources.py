@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from loong_jax.config.checks import ConfigError, require, require_choice
+from loong_jax.config.checks import require, require_choice
 
 # What stands after the colon.
 _WHERE = {
@@ -38,8 +38,7 @@ def parse_sources(field: str, text: str) -> tuple[SourceName, ...]:
     require(all(parts), field, text, "a source is missing before or after a |" if len(parts) > 1 else "name a source")
     sources = tuple(_parse(field, part) for part in parts)
     kinds = {source.kind for source in sources}
-    if "tokens" in kinds and len(kinds) > 1:
-        raise ConfigError(f"{field}={text!r} is not possible: tokens can be mixed with tokens only.")
+    require("tokens" not in kinds or len(kinds) == 1, field, text, "tokens can be mixed with tokens only")
     return sources
 
 
@@ -58,13 +57,12 @@ def _parse(field: str, text: str) -> SourceName:
     weight, star, kind = name.rpartition("*")
     require(kind in _WHERE or "/" not in text, field, text, f"say what it is, as in folder:{text}")
     require_choice(field, kind, tuple(_WHERE))
-    if bool(where) != bool(_WHERE[kind]):
-        wanted = f"{kind}:{_WHERE[kind]}" if _WHERE[kind] else kind
-        raise ConfigError(f"{field}={text!r} is not possible: write {wanted}, as in --config.{field}={wanted}.")
+    wanted = str(SourceName(kind, _WHERE[kind]))
+    is_placed = bool(where) == bool(_WHERE[kind])
+    require(is_placed, field, text, f"write {wanted}, as in --config.{field}={wanted}")
     try:
         value = float(weight) if star else 1.0
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{field}={text!r} is not possible: the weight before the * must be a number above 0.")
+    require(0 < value < math.inf, field, text, "the weight before the * must be a number above 0")
     return SourceName(kind, where, value)

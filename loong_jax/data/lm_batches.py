@@ -10,7 +10,7 @@ from loong_jax.config import DataConfig, LossConfig
 from loong_jax.data.loader import Batch, Batches, readers
 from loong_jax.data.sequences import Row, build_sequence, pack_sequences
 from loong_jax.data.text import TextTokenizer
-from loong_jax.vocab import NUM_MARKERS, Vocabulary
+from loong_jax.vocab import Vocabulary
 
 
 def language_model_batches(
@@ -72,11 +72,10 @@ class _Layout:
     def _segment(self, example: dict, is_image: bool, rng: np.random.Generator) -> Row:
         return self._sequence(example, is_image, rng.random() < self._data.text_drop)
 
-    def _sequence(self, example: dict, is_image: bool, is_dropped: bool, length: int = 0) -> Row:
+    def _sequence(self, example: dict, is_image: bool, is_dropped: bool, length: int | None = None) -> Row:
         text_ids = None if is_dropped else example["text_ids"][: self._data.max_text_ids] or None
         codes = example["codes"][: 1 if is_image else self._frames]
-        needed = codes.size + (1 if text_ids is None else len(text_ids)) + NUM_MARKERS
-        return build_sequence(text_ids, codes, self._vocabulary, length or needed, self._loss, is_image)
+        return build_sequence(text_ids, codes, self._vocabulary, length, self._loss, is_image)
 
 
 def choose(

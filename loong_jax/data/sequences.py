@@ -25,11 +25,11 @@ def build_sequence(
     text_ids: list[int] | None,
     codes: Int[np.ndarray, "frames h w"],
     vocabulary: Vocabulary,
-    length: int,
+    length: int | None,
     loss: LossConfig,
     is_image: bool = False,
 ) -> Row:
-    """Lay out text, codes and markers, padded to ``length``.
+    """Lay out text, codes and markers, padded to ``length``; with ``None`` as long as they are.
 
     A code of latent frame i has weight 1 + early_weight if i < early_frames, else 1 (Loong, section 3.3); an image's
     codes and the end marker have weight 1; text, the other markers and padding have 0.
@@ -44,6 +44,7 @@ def build_sequence(
         )
     prompt = prompt_ids(text_ids, vocabulary, is_image=is_image)
     start, stop = len(prompt), len(prompt) + codes.size
+    length = stop + 1 if length is None else length
     if stop + 1 > length:
         raise ValueError(
             f"A sequence of {len(prompt)} text and marker ids and {codes.size} video ids needs {stop + 1} places, but "
