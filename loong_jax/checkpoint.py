@@ -103,6 +103,16 @@ def load_parts(workdir: str | Path, abstract: dict[str, Any]) -> dict[str, Any]:
         return _restore(manager, manager.latest_step(), abstract)
 
 
+def load_weights(workdir: str | Path, abstract: Any) -> Any:
+    """The weights to use of a training, their running mean if it has one, in the shapes and shardings of ``abstract``.
+
+    Raises:
+        ValueError: there are none, or they are of another architecture.
+    """
+    item = "ema" if load_meta(workdir)["config"].get("ema_decay") else "params"
+    return load_parts(workdir, {item: abstract})[item]
+
+
 def _restore(manager: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
     with _damage_named(manager, step):
         stored = manager.item_metadata(step)

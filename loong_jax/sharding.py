@@ -64,6 +64,11 @@ def partition_spec(axes: LogicalAxes) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """The mesh axes that a logical axis is cut over."""
+    return RULES[axis]
+
+
 def num_parts(mesh: Mesh, axis: str | None) -> int:
     """Into how many parts a logical axis is cut."""
     return math.prod(mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ()))

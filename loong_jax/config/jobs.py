@@ -102,8 +102,17 @@ class LanguageModelJob:
     model: TransformerConfig = TransformerConfig()
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
+    ema_decay: float = 0.0  # running mean of the weights, for evaluation and for use; 0: the weights themselves
+    accumulate: int = 1  # parts of a batch that are worked through in turn, for less memory
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+
+    def __post_init__(self):
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it must lie in [0, 1)")
+        require_positive(self, "accumulate")
+        is_possible = self.train.batch_size % self.accumulate == 0
+        allowed = f"it must divide train.batch_size {self.train.batch_size}"
+        require(is_possible, "accumulate", self.accumulate, allowed)
 
 
 @dataclasses.dataclass(frozen=True)

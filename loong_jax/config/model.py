@@ -26,7 +26,11 @@ class TransformerConfig:
     max_length: int = 4608
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
-    remat: str = "none"  # "none", "dots" (keep matrix products) or "full"
+    qk_norm: bool = False  # root-mean-square normalization of queries and keys (arXiv 2302.05442); not LLaMA's
+    dropout: float = 0.0  # of embeddings and of what each part of a layer adds, in training
+    # What the backward pass computes again: "none", "dots" (all but matrix products), "full" (all but the layers'
+    # inputs), or "offload" (the same, and those wait in the host's memory).
+    remat: str = "none"
     scan_layers: bool = True
     compute_dtype: str = "auto"
 
@@ -34,7 +38,8 @@ class TransformerConfig:
         positive = ("num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_dim", "num_video_ids", "max_length")
         require_positive(self, *positive, "rope_theta")
         require_not_negative(self, "num_text_ids", "norm_eps")
-        require_choice("model.remat", self.remat, ("none", "dots", "full"))
+        require_choice("model.remat", self.remat, ("none", "dots", "full", "offload"))
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "it must lie in [0, 1)")
         require_choice("model.compute_dtype", self.compute_dtype, DTYPES)
         heads, kv_heads = self.num_heads, self.num_kv_heads
         allowed = f"model_dim {self.model_dim} must be a multiple of 2 x num_heads"
@@ -70,9 +75,15 @@ class LossConfig:
 
     early_frames: int = 5  # latent frames: the stage-2 part of a stage-3 clip
     early_weight: float = 1.0  # lambda; 0 is plain cross-entropy
+    z_weight: float = 0.0  # of log(Z)^2, which keeps scores small (PaLM, arXiv 2204.02311, section 5)
+    all_columns: bool = False  # score text ids too, as a LLaMA does, though they are never right
+    # In training, each row replaces a share of the video ids it reads by random ones, drawn between 0 and this; what is
+    # to be predicted stays clean (InfinityStar, arXiv 2511.04675, does so with the bits of its codes).
+    context_corruption: float = 0.0
 
     def __post_init__(self):
-        require_not_negative(self, "early_frames", "early_weight")
+        require_not_negative(self, "early_frames", "early_weight", "z_weight")
+        require_share(self, "context_corruption")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def rms_norm(x: Float[Array, "b t d"], scale: Float[Array, " d"], eps: float) -> Float[Array, "b t d"]:
+def rms_norm(x: Float[Array, "... d"], scale: Float[Array, " d"], eps: float) -> Float[Array, "... d"]:
     """Root-mean-square normalization (arXiv 1910.07467), in float32; the result has the dtype of ``x``."""
     wide = x.astype(jnp.float32)
     normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + eps)
-    return (normal * scale[None, None]).astype(x.dtype)
+    return (normal * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))).astype(x.dtype)
 
 
 Rotation = tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]]

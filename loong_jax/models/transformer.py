@@ -7,6 +7,7 @@ The model knows ids and columns; which of them are video is its caller's busines
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from loong_jax.config import TransformerConfig
@@ -19,7 +20,17 @@ _INIT_STDDEV = 0.02
 # Tables are this many rows longer than the vocabulary at most, so that any reasonable mesh divides them.
 _VOCAB_MULTIPLE = 128
 
-_REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+_LAYER_INPUT = "layer_input"
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": None,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 
 
 class Blocks(nnx.Module):
@@ -33,15 +44,17 @@ class Blocks(nnx.Module):
             values = _INIT_STDDEV * jax.random.normal(rngs.params(), (layers, *shape))
             return nnx.Param(values, logical_axes=("layers", *axes))
 
-        def ones():
-            return nnx.Param(jnp.ones((layers, d)), logical_axes=("layers", None))
+        def ones(size):
+            return nnx.Param(jnp.ones((layers, size)), logical_axes=("layers", None))
 
-        self.attention_norm = ones()
+        self.attention_norm = ones(d)
+        if config.qk_norm:
+            self.query_norm, self.key_norm = ones(h), ones(h)
         self.query = normal(d, n, h, axes=("embed", "heads", None))
         self.key = normal(d, k, h, axes=("embed", "kv_heads", None))
         self.value = normal(d, k, h, axes=("embed", "kv_heads", None))
         self.output = normal(n, h, d, axes=("heads", None, "embed"))
-        self.mlp_norm = ones()
+        self.mlp_norm = ones(d)
         self.gate = normal(d, f, axes=("embed", "mlp"))
         self.up = normal(d, f, axes=("embed", "mlp"))
         self.down = normal(f, d, axes=("mlp", "embed"))
@@ -61,25 +74,39 @@ class Transformer(nnx.Module):
         self.head = nnx.Param(head, logical_axes=("embed", "vocab"))
 
     def hidden(
-        self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"]
+        self,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        segment_ids: Int[Array, "b t"],
+        dropout_key: Array | None = None,
     ) -> Float[Array, "b t d"]:
-        """Final hidden states of whole sequences, each place seeing its own segment up to itself."""
+        """Final hidden states of whole sequences, each place seeing its own segment up to itself.
+
+        With ``dropout_key`` a share ``config.dropout`` is dropped, as in training.
+        """
         mask = causal_segment_mask(segment_ids)
         layers = _layer_params(self.blocks, self.compute_dtype)
         turn = rotation(positions, self.config.head_dim, self.config.rope_theta)
 
-        def layer(x, params):
-            attended = self._attend(x, params, turn, lambda q, k, v: attention(q, k, v, mask))
-            return self._mlp(attended, params), None
+        def layer(x, of_layer):
+            params, keys = of_layer
+            x = checkpoint_name(x, _LAYER_INPUT)
+            attended = self._attend(x, params, turn, lambda q, k, v: attention(q, k, v, mask), keys)
+            return self._mlp(attended, params, keys), None
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.config.remat])
+        keys = None  # two for each layer
+        if dropout_key is not None and self.config.dropout:
+            dropout_key, own_key = jax.random.split(dropout_key)
+            keys = jax.random.split(dropout_key, (self.config.num_layers, 2))
         x = self._embed(tokens)
+        x = x if keys is None else self._drop(x, own_key)
         if self.config.scan_layers:
-            x, _ = jax.lax.scan(layer, x, layers)
+            x, _ = jax.lax.scan(layer, x, (layers, keys))
         else:
             for index in range(self.config.num_layers):
-                x, _ = layer(x, jax.tree.map(lambda p, index=index: p[index], layers))
+                x, _ = layer(x, jax.tree.map(lambda p, index=index: p[index], (layers, keys)))
         return self._norm(x)
 
     def logits(self, hidden: Float[Array, "... d"], start: int = 0, stop: int | None = None) -> Float[Array, "... v"]:
@@ -138,17 +165,26 @@ class Transformer(nnx.Module):
     def _norm(self, x):
         return rms_norm(x, self.final_norm[...], self.config.norm_eps)
 
-    def _attend(self, x, params, turn: Rotation, attend):
+    def _drop(self, x, key):
+        kept = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
+        return jnp.where(kept, x / (1 - self.config.dropout), 0).astype(x.dtype)
+
+    def _attend(self, x, params, turn: Rotation, attend, keys=None):
         normal = rms_norm(x, params["attention_norm"], self.config.norm_eps)
         query, key, value = (_to_heads(normal, params[name]) for name in ("query", "key", "value"))
+        if self.config.qk_norm:
+            query = rms_norm(query, params["query_norm"], self.config.norm_eps)
+            key = rms_norm(key, params["key_norm"], self.config.norm_eps)
         query, key = (rotate(part, turn) for part in (query, key))
         heads = attend(query, key, value)
         out = project(heads.reshape(*x.shape[:2], -1), params["output"].reshape(-1, x.shape[-1]))
+        out = out if keys is None else self._drop(out, keys[0])
         return constrain(x + out, "batch", "length", None)
 
-    def _mlp(self, x, params):
+    def _mlp(self, x, params, keys=None):
         normal = rms_norm(x, params["mlp_norm"], self.config.norm_eps)
         out = swiglu(normal, params["gate"], params["up"], params["down"])
+        out = out if keys is None else self._drop(out, keys[1])
         return constrain(x + out, "batch", "length", None)
 
 
@@ -182,6 +218,11 @@ def compute_dtype(config: TransformerConfig) -> jnp.dtype:
 def padded_vocab(config: TransformerConfig) -> int:
     """Rows of the embedding table: the vocabulary rounded up; the rows past it are never used."""
     return -(-config.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+
+
+def aligned_column(column: int) -> int:
+    """The last column of the head up to ``column`` from which any reasonable mesh can cut it."""
+    return column // _VOCAB_MULTIPLE * _VOCAB_MULTIPLE
 
 
 def abstract_params(config: TransformerConfig) -> tuple[nnx.GraphDef, dict]:

@@ -62,7 +62,7 @@ class VideoTokenizer:
         _, abstract = abstract_autoencoder(job.tokenizer)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-        return VideoTokenizer(job.tokenizer, load_params(workdir, job, abstract), job.data.frame_size)
+        return VideoTokenizer(job.tokenizer, checkpoint.load_weights(workdir, abstract), job.data.frame_size)
 
     def on(self, device: jax.Device) -> "VideoTokenizer":
         """This tokenizer with its parameters on ``device``, where it then encodes and decodes."""
@@ -206,16 +206,6 @@ def load_job(workdir: str | Path) -> TokenizerJob:
     if not isinstance(job, TokenizerJob):
         raise ValueError(f"{workdir} holds a training of task {job.task!r}: give the workdir of a tokenizer training.")
     return job
-
-
-def load_params(workdir: str | Path, job: TokenizerJob, abstract: Any) -> Any:
-    """The parameters to use of the training ``job``, their running mean if it has one, where ``abstract`` says.
-
-    Raises:
-        ValueError: there are none, or they are of another architecture.
-    """
-    item = "ema" if job.ema_decay else "params"
-    return checkpoint.load_parts(workdir, {item: abstract})[item]
 
 
 def _pieces(frames: np.ndarray, length: int) -> Iterator[np.ndarray]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from loong_jax import checkpoint, sharding
 from loong_jax.config import LanguageModelJob, LossConfig, is_tokens, parse_sources
@@ -18,10 +19,10 @@ from loong_jax.data.token_cache import TokenCache
 from loong_jax.models import transformer
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.training import loop
-from loong_jax.training.lm_step import make_eval_step, make_train_step
+from loong_jax.training.lm_step import create_model_state, make_eval_step, make_train_step
 from loong_jax.training.metrics import say
 from loong_jax.training.optimizer import make_optimizer
-from loong_jax.training.state import TrainState, create_state
+from loong_jax.training.state import TrainState
 from loong_jax.training.tokenize import tokenize
 from loong_jax.vocab import Vocabulary
 
@@ -50,13 +51,7 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
             params = transformer.embed_codes(params, job.model, tokenizer.codebook, jax.random.fold_in(key, 1))
         return params
 
-    state, shardings = create_state(
-        init_params,
-        transformer.logical_axes(job.model),
-        optimizer,
-        mesh,
-        jax.random.key(job.seed),
-    )
+    state, shardings = create_model_state(job, optimizer, mesh, init_params)
     if job.init_from:
         state = _start_from(state, (workdir / job.init_from).resolve())
     eval_step = make_eval_step(job, frames)
@@ -64,7 +59,7 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
     held_out = [next(stream) for _ in range(job.train.eval_batches)]
 
     def evaluate(state: TrainState) -> dict:
-        results = [eval_step(state.params, sharding.shard_batch(mesh, batch)) for batch in held_out]
+        results = [eval_step(state.best_params, sharding.shard_batch(mesh, batch)) for batch in held_out]
         return jax.tree.map(lambda *values: sum(values) / len(values), *results)
 
     state = loop.run(
@@ -81,7 +76,7 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
             meta={"config": to_json_dict(job), "tokenizer_fingerprint": tokenizer.fingerprint},
         )
     )
-    return state.params
+    return state.best_params
 
 
 def find_tokenizer(job: LanguageModelJob, workdir: Path) -> VideoTokenizer:
@@ -202,5 +197,6 @@ def _start_from(state: TrainState, workdir: Path) -> TrainState:
         )
     say(f"starting from the parameters in {workdir}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params)
-    params = checkpoint.load_parts(workdir, {"params": abstract})["params"]
-    return dataclasses.replace(state, params=params)
+    params = checkpoint.load_weights(workdir, abstract)
+    ema = jax.tree.map(jnp.copy, params) if jax.tree.leaves(state.ema) else ()
+    return dataclasses.replace(state, params=params, ema=ema)

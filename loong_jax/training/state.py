@@ -30,6 +30,14 @@ class TrainState:
         return self.ema if jax.tree.leaves(self.ema) else self.params
 
 
+def running_mean(mean: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """The mean after one more step, shorter at the start; () where there is none (decay 0)."""
+    if not decay:
+        return ()
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda mean, new: mean + (1 - decay) * (new - mean), mean, params)
+
+
 def create_state(
     init_params: Callable[[jax.Array], Any],
     axes: Any,

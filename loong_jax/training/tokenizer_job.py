@@ -15,7 +15,7 @@ from loong_jax.data.sources import make_source
 from loong_jax.evaluation.reconstruction import codebook_usage, perplexity
 from loong_jax.tokenizer import autoencoder
 from loong_jax.tokenizer.perceptual import load_weights
-from loong_jax.tokenizer.video_tokenizer import VideoTokenizer, load_job, load_params
+from loong_jax.tokenizer.video_tokenizer import VideoTokenizer, load_job
 from loong_jax.training import loop
 from loong_jax.training.metrics import say
 from loong_jax.training.optimizer import make_optimizer
@@ -102,7 +102,8 @@ def _start_from(state: TrainState, workdir: Path) -> TrainState:
     """Take the parameters and cluster state of another training; step count and moments stay fresh."""
     say(f"starting from the tokenizer in {workdir}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    params = load_params(workdir, load_job(workdir), abstract.params)
+    load_job(workdir)  # refuses a training of another kind
+    params = checkpoint.load_weights(workdir, abstract.params)
     clusters = checkpoint.load_parts(workdir, {"clusters": abstract.clusters})["clusters"]
     ema = jax.tree.map(jnp.copy, params) if jax.tree.leaves(state.ema) else ()
     return dataclasses.replace(state, params=params, clusters=clusters, ema=ema)

@@ -19,7 +19,7 @@ from loong_jax.tokenizer import autoencoder
 from loong_jax.tokenizer.perceptual import LpipsWeights, lpips
 from loong_jax.tokenizer.quantizer import ClusterState, cluster_codebook, perplexity
 from loong_jax.training.adversary import Adversary
-from loong_jax.training.state import TrainState, create_state
+from loong_jax.training.state import TrainState, create_state, running_mean
 
 Metrics = dict[str, jax.Array]
 
@@ -136,12 +136,9 @@ def make_train_step(
         return state.params | {"quantizer": {"codebook": moved}}, clusters, share
 
     def _mean(state: TrainState, params: Any) -> Any:
-        """Running mean of the weights, shorter at the start; codes are not averaged with where they were."""
-        if not job.ema_decay:
-            return ()
-        decay = jnp.minimum(job.ema_decay, (1 + state.step) / (10 + state.step))
-        mean = jax.tree.map(lambda mean, new: mean + (1 - decay) * (new - mean), state.ema, params)
-        return mean | {"quantizer": params["quantizer"]}
+        """Running mean of the weights; codes are not averaged with where they were."""
+        mean = running_mean(state.ema, params, state.step, job.ema_decay)
+        return mean and mean | {"quantizer": params["quantizer"]}
 
     whole = sharding.replicated(mesh)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
