@@ -1,26 +1,24 @@
-"""Compile the full-size tokenizer training for TPUs that need not be there: which batch fits into their memory?
+"""Compile a training for TPUs that need not be there: what fits into their memory, and what they send each other?
 
-    python -m loong_jax.main --config=configs/estimate.py --workdir=runs/estimate --config.topology="v5e:2x4|v6e:2x4"
+    python -m loong_jax.main --config=configs/estimate.py --workdir=runs/estimate \
+        --config.target=v5p:4x4x4 --config.experiment=stage3:7b
 
-Needs `pip install -e ".[tpu]"` for the TPU compiler, and no TPU; minutes for each batch size. Prints the memory of each
-device and writes results.json. Any field of the training can be changed, e.g. --config.tokenizer.mesh.data=8. `:debug`
-compiles a tiny model.
+Needs `pip install -e ".[tpu]"` for the TPU compiler, and no TPU; minutes for each batch size. Prints, for one device,
+the memory of parameters, optimizer and work, the bytes of each kind of collective, and what step time the chip's rates
+allow at best; writes results.json. `--config.step=sampling` compiles the decoding loop, `--config.target=cpu` asks the
+compiler of this machine; `--config.mesh`, `.remat`, `.attention` and `.length` change the experiment. `:debug` compiles
+a tiny model.
 """
 
-import dataclasses
+from pathlib import Path
 
-from loong_jax.config import DEBUG_TOKENIZER, DataConfig, DiscriminatorConfig, EstimateJob
+from loong_jax.config import EstimateJob
 from loong_jax.config_dict import parse_variant, to_config_dict
 
 
 def get_config(variant: str = ""):
-    job = EstimateJob()
+    configs = str(Path(__file__).parent)
+    job = EstimateJob(configs=configs)
     if "debug" in parse_variant(variant, ("debug",)):
-        small = dataclasses.replace(
-            job.tokenizer,
-            tokenizer=DEBUG_TOKENIZER,
-            discriminator=DiscriminatorConfig(base_channels=8, channel_multipliers=(1, 2)),
-            data=DataConfig(frame_size=32, num_frames=5),
-        )
-        job = EstimateJob(batch_sizes=(8,), tokenizer=small)
+        job = EstimateJob(configs=configs, experiment="stage1:debug", target="cpu", batch_sizes=(8,))
     return to_config_dict(job)

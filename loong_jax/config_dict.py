@@ -1,8 +1,10 @@
 """Jobs to ConfigDicts and back: what ``configs/`` hands to ``main``, and what config.json holds."""
 
 import dataclasses
+import importlib.util
 import math
 import typing
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -20,6 +22,23 @@ def parse_variant(variant: str, allowed: tuple[str, ...]) -> set[str]:
     for part in sorted(parts):
         require_choice("the config's variant", part, allowed)
     return parts
+
+
+def load_job(folder: str | Path, name: str) -> Job:
+    """The job of ``<folder>/NAME.py``, given NAME[:VARIANT].
+
+    Raises:
+        ConfigError: there is no such file or variant.
+    """
+    name, _, variant = name.partition(":")
+    path = Path(folder) / f"{name}.py"
+    if not path.is_file():
+        allowed = ", ".join(sorted(other.stem for other in Path(folder).glob("*.py"))) or "none"
+        raise ConfigError(f"There is no config {name!r} in {folder}; there are: {allowed}.")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return from_config_dict(module.get_config(variant))
 
 
 def to_config_dict(job: Any) -> ml_collections.ConfigDict:

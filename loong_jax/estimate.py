@@ -1,94 +1,212 @@
-"""What a full-size training needs, from the TPU compiler and without a TPU."""
+"""What a job needs of devices that need not be there, from their own compiler: memory, traffic, and time at best."""
 
 import dataclasses
 import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
+from jax.sharding import Mesh
 from rich.console import Console
 
 from loong_jax import sharding
-from loong_jax.config import ConfigError, EstimateJob, TokenizerJob
+from loong_jax.chips import CHIPS, Chip
+from loong_jax.compiled import collectives, memory_of
+from loong_jax.config import ConfigError, EstimateJob, LanguageModelJob, TokenizerJob
+from loong_jax.config_dict import load_job
 from loong_jax.evaluation.report import format_table, write_report
-from loong_jax.tokenizer import autoencoder
-from loong_jax.tokenizer.perceptual import lpips_shapes
-from loong_jax.training.optimizer import make_optimizer
-from loong_jax.training.tokenizer_step import create_tokenizer_state, make_train_step
+from loong_jax.programs import (
+    Program,
+    bytes_on_device,
+    lower_decoding,
+    lower_model_training,
+    lower_tokenizer_training,
+)
+from loong_jax.training.lm_job import row_length
+from loong_jax.training.throughput import training_flops_per_token
 
-# GiB of memory of one chip, as Google's documentation states them (cloud.google.com/tpu/docs).
-_MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+_GIB = 2**30
+_COLUMNS = ("experiment", "target", "devices", "batch", "params", "rest", "work", "GiB", "of", "fits", "step s", "MFU")
+_MOST_ROWS = 64  # of a device, that are looked at
+_DEPTHS = (2, 4)  # layers that are compiled unrolled for the compiler's time
+
+Experiment = TokenizerJob | LanguageModelJob
 
 
 def run_estimate(job: EstimateJob, workdir: Path) -> list[dict]:
-    """Compile the training step for every topology and batch size; prints a table and writes results.json.
+    """Compile every experiment for every target; prints a table and writes results.json as rows come.
+
+    Memory is that of one device in GiB: ``params``, ``rest`` (optimizer and the like, or the cache of sampling), and
+    ``work``, all that a step needs besides. ``step s`` is the least time that the chip's rates allow, the longer of the
+    model's matrix products, with what is computed again, and the collectives; ``MFU`` is what that makes: no estimate
+    of what will be measured but a bound of it.
 
     Raises:
-        ConfigError: the topology is unknown, or the extra [tpu] is not installed.
+        ConfigError: a target or experiment is not known, or the extra [tpu] is not installed.
     """
     console, rows = Console(soft_wrap=True), []
-    for topology in job.topology.split("|"):
-        devices = _devices(topology.strip())
-        available = _MEMORY[topology.strip().split(":")[0]]
-        for batch_size in job.batch_sizes:
-            console.print(f"compiling for {topology}, {batch_size} clips in a batch", highlight=False)
-            rows.append({"topology": topology, "devices": len(devices), "batch": batch_size})
-            rows[-1] |= _memory(job.tokenizer, devices, batch_size)
-            needed = rows[-1]["GiB a device"]
-            rows[-1] |= {"of": available, "fits": "yes" if needed is not None and needed < available else "no"}
+    for experiment in job.experiment.split("|"):
+        training = _changed(load_job(job.configs, experiment.strip()), job)
+        for target in job.target.split("|"):
+            name = target.strip()
+            mesh, chip = _mesh(job, name), CHIPS.get(name.split(":")[0])
+            compile_batch = _Compiler(job, training, mesh, chip, console)
+            found = []
+            for row in _search(job, sharding.num_parts(mesh, "batch"), compile_batch):
+                found.append({"experiment": experiment.strip(), "target": name, "devices": mesh.size, **row})
+                write_report(workdir / "results.json", {"rows": rows + found})
+            rows += found if job.batch_sizes else [_largest(found)]
             write_report(workdir / "results.json", {"rows": rows})
-            if rows[-1]["fits"] == "no":
-                break
-    columns = ("topology", "devices", "batch", "state GiB", "work GiB", "GiB a device", "of", "fits")
-    console.print(format_table(rows, columns), highlight=False)
+    console.print(format_table(rows, _COLUMNS), highlight=False)
     return rows
 
 
-def _devices(topology: str) -> list:
+def _search(job: EstimateJob, parts: int, compile_batch: Callable[[int], dict]) -> Iterator[dict]:
+    """Rows of the batches asked for until one does not fit, or of those on the way to the largest that does."""
+    for batch_size in job.batch_sizes:
+        row = compile_batch(batch_size)
+        yield row
+        if row["fits"] == "no":
+            return
+    if job.batch_sizes:
+        return
+    first = compile_batch(parts)
+    yield first
+    if first["fits"] == "no":
+        return
+    second = compile_batch(2 * parts)
+    yield second
+    if second["fits"] == "no":
+        return
+    each = max(second["GiB"] - first["GiB"], 1e-3)
+    most = min(int((first["of"] - first["GiB"]) / each) + 1, _MOST_ROWS)
+    for count in range(most, 2, -max(most // 8, 1)):
+        row = compile_batch(count * parts)
+        yield row
+        if row["fits"] == "yes":
+            return
+
+
+def _largest(rows: list[dict]) -> dict:
+    fitting = [row for row in rows if row["fits"] == "yes"]
+    return max(fitting or rows[:1], key=lambda row: row["batch"])
+
+
+class _Compiler:
+    """Batch size -> what the compiler says of the program, as a row of the table."""
+
+    def __init__(self, job: EstimateJob, training: Experiment, mesh: Mesh, chip: Chip | None, console: Console):
+        self._job, self._training, self._mesh, self._chip, self._console = job, training, mesh, chip, console
+        self._available = chip.memory_gib if chip else _host_memory() / mesh.size
+
+    def __call__(self, batch_size: int) -> dict:
+        title = f"{self._job.step} of {self._training.task}, batch {batch_size}, on {self._mesh.size} devices"
+        self._console.print(f"compiling the {title}", highlight=False)
+        program = self._lower(self._training, batch_size)
+        params, rest = bytes_on_device(program.params) / _GIB, bytes_on_device(program.rest) / _GIB
+        row = {"batch": batch_size, "params": params, "rest": rest, "of": self._available}
+        try:
+            compiled = program.lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "memory" not in str(error).lower():
+                raise
+            used = re.search(r"Used ([\d.]+)G of", str(error))
+            return row | {"GiB": float(used.group(1)) if used else None, "fits": "no"}
+        memory, sent = memory_of(compiled), collectives(compiled.as_text())
+        row |= {
+            "work": memory.work / _GIB,
+            "GiB": memory.total / _GIB,
+            "fits": "yes" if memory.total / _GIB < self._available else "no",
+            "aliased": memory.aliased / _GIB,
+            "collectives": {kind: size / _GIB for kind, size in sorted(sent.items())},
+        }
+        listed = ", ".join(f"{kind} {size:.3f}" for kind, size in row["collectives"].items()) or "none"
+        self._console.print(f"  GiB through each device and run: {listed}", highlight=False)
+        if self._chip and isinstance(self._training, LanguageModelJob) and self._job.step == "training":
+            row |= self._times(batch_size, sum(sent.values()))
+        return row
+
+    def _lower(self, training: Experiment, batch_size: int) -> Program:
+        if isinstance(training, TokenizerJob):
+            return lower_tokenizer_training(training, self._mesh, batch_size)
+        if self._job.step == "sampling":
+            return lower_decoding(training, self._mesh, batch_size)
+        return lower_model_training(training, self._mesh, batch_size, self._job.length)
+
+    def _times(self, batch_size: int, sent: int) -> dict:
+        """Seconds of a step at the chip's rates, tokens a second and MFU that follow, and the compiler's own guess."""
+        training = self._training
+        length = self._job.length or row_length(training, training.tokenizer, max(training.data.pack, 1))
+        tokens = batch_size * length
+        needed = training_flops_per_token(training.model, length) * tokens
+        # Full rematerialization computes the layers' forward pass again: 4 passes for 3.
+        again = 4 / 3 if training.model.remat in ("full", "offload") else 1
+        computing = needed * again / (self._mesh.size * self._chip.flops)
+        sending = sent / self._chip.link_bytes
+        seconds = max(computing, sending)
+        row = {
+            "computing s": computing,
+            "sending s": sending,
+            "step s": seconds,
+            "tokens/s": tokens / seconds,
+            "MFU": needed / (seconds * self._mesh.size * self._chip.flops),
+        }
+        if self._job.compiler_time:
+            row["compiler s"] = self._compiler_seconds(batch_size)
+        return row
+
+    def _compiler_seconds(self, batch_size: int) -> float | None:
+        """Its guess of two shallow models without a loop, carried on to all layers; None where it makes no sense."""
+        guesses = []
+        for depth in _DEPTHS:
+            model = dataclasses.replace(self._training.model, num_layers=depth, scan_layers=False)
+            program = self._lower(dataclasses.replace(self._training, model=model), batch_size)
+            guesses.append(program.lowered.compile().cost_analysis().get("optimal_seconds", -1.0))
+        self._console.print(f"  the compiler's seconds of {_DEPTHS} layers: {guesses}", highlight=False)
+        if not 0 < guesses[0] < guesses[1]:
+            return None
+        of_layer = (guesses[1] - guesses[0]) / (_DEPTHS[1] - _DEPTHS[0])
+        return guesses[0] + of_layer * (self._training.model.num_layers - _DEPTHS[0])
+
+
+def _changed(training: Experiment, job: EstimateJob) -> Experiment:
+    """The experiment as ``job`` wants it; TPUs compute in bfloat16 whatever this machine would choose."""
+    is_model = isinstance(training, LanguageModelJob)
+    if not is_model and (not isinstance(training, TokenizerJob) or job.step == "sampling"):
+        allowed = "of the language model, e.g. stage3:7b" if job.step == "sampling" else "a training, e.g. stage3:7b"
+        raise ConfigError(f"experiment={job.experiment!r} is not possible for step {job.step!r}: name one {allowed}.")
+    dtype = "float32" if job.target.strip() == "cpu" else "bfloat16"
+    if not is_model:
+        return dataclasses.replace(training, tokenizer=dataclasses.replace(training.tokenizer, compute_dtype=dtype))
+    chosen = {name: value for name, value in (("remat", job.remat), ("attention", job.attention)) if value}
+    return dataclasses.replace(training, model=dataclasses.replace(training.model, compute_dtype=dtype, **chosen))
+
+
+def _mesh(job: EstimateJob, target: str) -> Mesh:
+    return sharding.make_mesh(job.mesh, _devices(target))
+
+
+def _devices(target: str) -> list:
+    if target == "cpu":
+        return jax.devices("cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
-    if topology.split(":")[0] not in _MEMORY:
-        allowed = ", ".join(_MEMORY)
-        raise ConfigError(f"topology={topology!r} is not possible: write CHIP:LAYOUT, e.g. 'v5e:2x4', of {allowed}.")
+    tpus = [name for name in CHIPS if name.startswith("v")]
+    if target.split(":")[0] not in tpus:
+        raise ConfigError(
+            f"target={target!r} is not possible: write 'cpu', or CHIP:LAYOUT, e.g. 'v5e:2x4', of {', '.join(tpus)}."
+        )
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=target).devices)
     except Exception as error:  # of many types: no library, no such layout
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"The TPU compiler does not know topology={topology!r} ({reason}): if it is missing, install it with "
+            f"The TPU compiler does not know target={target!r} ({reason}): if it is missing, install it with "
             "pip install 'loong_jax[tpu]'."
         ) from error
 
 
-def _memory(job: TokenizerJob, devices: list, batch_size: int) -> dict[str, Any]:
-    """GiB on each device of the compiled step: what stays (state and batch), what it needs while it works, and both."""
-    mesh = sharding.make_mesh(job.mesh, devices)
-    parts = sharding.num_parts(mesh, "batch")
-    if batch_size % parts:
-        raise ConfigError(f"batch_sizes: {batch_size} clips cannot be shared by {parts} devices: use a multiple.")
-    # What the backend of this machine would choose is not what the TPU would.
-    job = dataclasses.replace(job, tokenizer=dataclasses.replace(job.tokenizer, compute_dtype="bfloat16"))
-    optimizer = make_optimizer(job.optimizer, job.train.num_steps, autoencoder.matrix_axes)
-    state, shardings = create_tokenizer_state(job, optimizer, mesh, is_abstract=True)
-    size, frames = job.data.frame_size, job.data.num_frames
-    rows = sharding.named_sharding(mesh, ("batch",) + (None,) * 4, (batch_size, frames, size, size, 3))
-    video = jax.ShapeDtypeStruct((batch_size, frames, size, size, 3), jnp.uint8, sharding=rows)
-    weights = None
-    if job.loss.perceptual_weight:
-        whole = sharding.replicated(mesh)
-        weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), lpips_shapes())
-    step = make_train_step(job, optimizer, shardings, mesh)
-    with jax.set_mesh(mesh):
-        try:
-            compiled = step.lower(state, {"video": video}, lpips_weights=weights).compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "memory" not in str(error).lower():
-                raise
-            return {"state GiB": None, "work GiB": None, "GiB a device": None}
-    memory = compiled.memory_analysis()
-    state_bytes, work_bytes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    new_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    gib = {"state GiB": state_bytes, "work GiB": work_bytes + new_bytes}
-    gib["GiB a device"] = sum(gib.values())
-    return {name: round(value / 2**30, 2) for name, value in gib.items()}
+def _host_memory() -> float:
+    """GiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB

@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 
-from loong_jax.config.checks import require, require_positive
+from loong_jax.config.checks import require, require_choice, require_not_negative, require_positive
 from loong_jax.config.model import LossConfig, SamplingConfig, TransformerConfig
 from loong_jax.config.sources import require_pixels
 from loong_jax.config.tokenizer import DiscriminatorConfig, TokenizerConfig, TokenizerLossConfig
@@ -167,16 +167,25 @@ class EvaluateJob:
 
 @dataclasses.dataclass(frozen=True)
 class EstimateJob:
-    """Compile a tokenizer training for TPUs that need not be there, and say which batch fits into their memory."""
+    """Compile a training or the sampling for devices that need not be there."""
 
     task: str = "estimate"
-    topology: str = "v5e:2x4"  # several: separate them with "|"
-    batch_sizes: tuple[int, ...] = (8, 16, 32, 64)  # tried in this order, until one does not fit
-    tokenizer: TokenizerJob = FULL_TOKENIZER_JOB
+    target: str = "v5e:2x4"  # CHIP:LAYOUT of a TPU slice, or "cpu"; several: separate them with "|"
+    experiment: str = "stage3:700m"  # NAME[:VARIANT] of a training in ``configs``; several as above
+    configs: str = "configs"  # the folder
+    step: str = "training"  # or "sampling": prefill and the decoding loop of a clip
+    batch_sizes: tuple[int, ...] = ()  # tried in turn until one does not fit; empty: the largest is looked for
+    length: int = 0  # ids in a row; 0: as the experiment's
+    compiler_time: bool = False  # also ask for the compiler's own guess, which takes two more compilations
+    # What is changed of the experiment: "" is as it is there.
+    remat: str = ""
+    attention: str = ""
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        is_possible = len(self.batch_sizes) > 0 and min(self.batch_sizes) > 0
-        require(is_possible, "batch_sizes", self.batch_sizes, "one or more numbers, each greater than 0")
+        require(min(self.batch_sizes, default=1) > 0, "batch_sizes", self.batch_sizes, "each must be greater than 0")
+        require_choice("step", self.step, ("training", "sampling"))
+        require_not_negative(self, "length")
 
 
 Job = TokenizerJob | TokenizeJob | CheckDataJob | LanguageModelJob | SampleJob | DemoJob | EvaluateJob | EstimateJob

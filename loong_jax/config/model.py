@@ -24,6 +24,9 @@ class TransformerConfig:
     num_text_ids: int = 32000
     num_video_ids: int = 8192
     max_length: int = 4608
+    # Rotary positions: "1d" counts ids, as LLaMA; "3d" gives pairs of channels in turn the time, the row and the column
+    # of a video id (data.sequences.places).
+    rope: str = "1d"
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     qk_norm: bool = False  # root-mean-square normalization of queries and keys (arXiv 2302.05442); not LLaMA's
@@ -39,6 +42,7 @@ class TransformerConfig:
         require_positive(self, *positive, "rope_theta")
         require_not_negative(self, "num_text_ids", "norm_eps")
         require_choice("model.remat", self.remat, ("none", "dots", "full", "offload"))
+        require_choice("model.rope", self.rope, ("1d", "3d"))
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "it must lie in [0, 1)")
         require_choice("model.compute_dtype", self.compute_dtype, DTYPES)
         heads, kv_heads = self.num_heads, self.num_kv_heads

@@ -24,6 +24,7 @@ def language_model_batches(
     length: int,
     batch_size: int,
     seed: int,
+    rope: str = "1d",
     **process: int,
 ) -> Batches:
     """Batches of the language model's contract, from caches of ids.
@@ -33,7 +34,7 @@ def language_model_batches(
     become the null text. With ``data.pack`` a row has that many clips, or as many images as fit, one segment each; what
     captions leave free is filled with images, drawn at random.
     """
-    layout = _Layout(data, loss, vocabulary, latent_frames, length, images)
+    layout = _Layout(data, loss, vocabulary, latent_frames, length, images, rope)
     transform = layout.packed_row if data.pack else layout.row
     # Ids are Python's work alone: more threads of one process would wait for each other.
     options = readers(data) | {"num_threads": 1} | process
@@ -43,8 +44,8 @@ def language_model_batches(
 class _Layout:
     """From examples with ids to rows of a batch."""
 
-    def __init__(self, data, loss, vocabulary, latent_frames, length, images):
-        self._data, self._loss, self._vocabulary = data, loss, vocabulary
+    def __init__(self, data, loss, vocabulary, latent_frames, length, images, rope):
+        self._data, self._loss, self._vocabulary, self._rope = data, loss, vocabulary, rope
         self._frames, self._length, self._images = latent_frames, length, images
 
     def row(self, example: dict, rng: np.random.Generator) -> Row:
@@ -75,7 +76,7 @@ class _Layout:
     def _sequence(self, example: dict, is_image: bool, is_dropped: bool, length: int | None = None) -> Row:
         text_ids = None if is_dropped else example["text_ids"][: self._data.max_text_ids] or None
         codes = example["codes"][: 1 if is_image else self._frames]
-        return build_sequence(text_ids, codes, self._vocabulary, length, self._loss, is_image)
+        return build_sequence(text_ids, codes, self._vocabulary, length, self._loss, is_image, self._rope)
 
 
 def choose(
@@ -109,6 +110,7 @@ class EncodedBatches:
         length: int,
         batch_size: int,
         seed: int,
+        rope: str = "1d",
         **process: int,
     ):
         """Describe the stream; the rows are those of ``language_model_batches`` on the cached ids of the same clips.
@@ -130,7 +132,7 @@ class EncodedBatches:
             return {"video": video, "text_ids": text_ids, "is_image": is_image, "is_dropped": is_dropped}
 
         self._examples = Batches(clips, transform, batch_size=batch_size, seed=seed, **readers(data), **process)
-        self._layout = _Layout(data, loss, vocabulary, latent_frames, length, images)
+        self._layout = _Layout(data, loss, vocabulary, latent_frames, length, images, rope)
         self._encode = encode
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:

@@ -1,17 +1,32 @@
 """One caption and one clip's codes -> one row of the batch contract.
 
-A row is five arrays [length]: tokens, positions, segment_ids (0 = padding), loss_weights and frame_ids (latent frame,
--1 where it is no video id). Entry t describes token t itself: loss_weights[t] is the weight of predicting tokens[t]
-from the tokens before it.
+A row is five arrays [length]: tokens, positions (or [length, 3], see ``places``), segment_ids (0 = padding),
+loss_weights and frame_ids (latent frame, -1 where it is no video id). Entry t describes token t itself:
+loss_weights[t] is the weight of predicting tokens[t] from the tokens before it.
 """
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from loong_jax.config import LossConfig
-from loong_jax.vocab import NUM_MARKERS, Vocabulary
+from loong_jax.vocab import NUM_MARKERS, LatentGrid, Vocabulary
 
-Row = dict[str, Int[np.ndarray, " length"] | Float[np.ndarray, " length"]]
+Row = dict[str, Int[np.ndarray, "length *axes"] | Float[np.ndarray, " length"]]
+
+
+def places(num_prompt: int, grid: LatentGrid, rope: str) -> Int[np.ndarray, "n *axes"]:
+    """Positions of a sequence of ``num_prompt`` ids, the ids of ``grid`` and the end marker, for ``model.rope``.
+
+    "1d" counts. "3d" is (time, row, column): along all three for text and markers, and from the place where the video
+    starts for its ids; the end marker follows the largest of them.
+    """
+    if rope == "1d":
+        return np.arange(num_prompt + grid.num_ids + 1, dtype=np.int32)
+    sizes = (grid.frames, grid.height, grid.width)
+    text = np.repeat(np.arange(num_prompt)[:, None], 3, axis=1)
+    video = num_prompt + np.indices(sizes).reshape(3, -1).T
+    end = np.full((1, 3), num_prompt + max(sizes))
+    return np.concatenate([text, video, end]).astype(np.int32)
 
 
 def prompt_ids(text_ids: list[int] | None, vocabulary: Vocabulary, *, is_image: bool = False) -> list[int]:
@@ -28,6 +43,7 @@ def build_sequence(
     length: int | None,
     loss: LossConfig,
     is_image: bool = False,
+    rope: str = "1d",
 ) -> Row:
     """Lay out text, codes and markers, padded to ``length``; with ``None`` as long as they are.
 
@@ -52,12 +68,12 @@ def build_sequence(
         )
     frame_ids = np.repeat(np.arange(len(codes)), codes[0].size)
     early = 0.0 if is_image else loss.early_weight
-    row = _empty_row(vocabulary, length)
+    row = _empty_row(vocabulary, length, rope)
     row["tokens"][:start] = prompt
     row["tokens"][start:stop] = codes.reshape(-1)
     row["tokens"][start:stop] += vocabulary.video_start
     row["tokens"][stop] = vocabulary.special("end_image" if is_image else "end_video")
-    row["positions"][: stop + 1] = np.arange(stop + 1)
+    row["positions"][: stop + 1] = places(start, LatentGrid(*codes.shape), rope)
     row["segment_ids"][: stop + 1] = 1
     row["frame_ids"][start:stop] = frame_ids
     row["loss_weights"][start:stop] = np.where(frame_ids < loss.early_frames, 1 + early, 1)
@@ -74,7 +90,7 @@ def pack_sequences(rows: list[Row], vocabulary: Vocabulary, length: int) -> Row:
     used = sum(len(row["tokens"]) for row in rows)
     if used > length:
         raise ValueError(f"{len(rows)} sequences of {used} ids do not fit in a row of {length}.")
-    packed = _empty_row(vocabulary, length)
+    packed = _empty_row(vocabulary, length, "3d" if rows[0]["positions"].ndim == 2 else "1d")
     start = 0
     for segment, row in enumerate(rows, start=1):
         stop = start + len(row["tokens"])
@@ -84,10 +100,10 @@ def pack_sequences(rows: list[Row], vocabulary: Vocabulary, length: int) -> Row:
     return packed
 
 
-def _empty_row(vocabulary: Vocabulary, length: int) -> Row:
+def _empty_row(vocabulary: Vocabulary, length: int, rope: str) -> Row:
     return {
         "tokens": np.full(length, vocabulary.special("pad"), np.int32),
-        "positions": np.zeros(length, np.int32),
+        "positions": np.zeros((length, 3) if rope == "3d" else length, np.int32),
         "segment_ids": np.zeros(length, np.int32),
         "loss_weights": np.zeros(length, np.float32),
         "frame_ids": np.full(length, -1, np.int32),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from loong_jax.config import TransformerConfig
+from loong_jax.config import TransformerConfig, require
 from loong_jax.models import transformer
 from loong_jax.vocab import Vocabulary
 
@@ -34,7 +34,12 @@ _LAYER_NAMES = {
 
 
 def to_hf(params: Mapping[str, Any], config: TransformerConfig) -> Tensors:
-    """Convert parameters to the tensors of ``LlamaForCausalLM``, float32, without the padding of the tables."""
+    """Convert parameters to the tensors of ``LlamaForCausalLM``, float32, without the padding of the tables.
+
+    Raises:
+        ConfigError: the model has parts that a LLaMA lacks.
+    """
+    _require_llama(config)
     tensors = {
         _EMBEDDING: np.asarray(params["embedding"])[: config.vocab_size],
         _FINAL_NORM: np.asarray(params["final_norm"]),
@@ -52,6 +57,7 @@ def from_hf(tensors: Mapping[str, np.ndarray], config: TransformerConfig) -> dic
     Raises:
         ValueError: a tensor is missing, left over, or of another shape than ``config`` says.
     """
+    _require_llama(config)
     _check(tensors, config)
     _, abstract = transformer.abstract_params(config)
     padding = transformer.padded_vocab(config) - config.vocab_size
@@ -71,6 +77,7 @@ def from_hf(tensors: Mapping[str, np.ndarray], config: TransformerConfig) -> dic
 
 def hf_config(config: TransformerConfig) -> dict[str, Any]:
     """The ``config.json`` that makes transformers build the same model."""
+    _require_llama(config)
     vocabulary = Vocabulary(config.num_text_ids, config.num_video_ids)
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -110,6 +117,11 @@ def _merge_heads(name: str, value: np.ndarray) -> np.ndarray:
     if value.ndim < 3:
         return value
     return value.reshape(-1, value.shape[-1]) if name == "output" else value.reshape(value.shape[0], -1)
+
+
+def _require_llama(config: TransformerConfig) -> None:
+    require(config.rope == "1d", "model.rope", config.rope, "a LLaMA counts its positions, '1d'")
+    require(not config.qk_norm, "model.qk_norm", config.qk_norm, "a LLaMA does not normalize queries and keys")
 
 
 def _check(tensors: Mapping[str, np.ndarray], config: TransformerConfig) -> None:

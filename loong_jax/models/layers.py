@@ -15,14 +15,18 @@ def rms_norm(x: Float[Array, "... d"], scale: Float[Array, " d"], eps: float) ->
 Rotation = tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]]
 
 
-def rotation(positions: Int[Array, "b t"], head_dim: int, theta: float) -> Rotation:
+def rotation(positions: Int[Array, "b t"] | Int[Array, "b t axes"], head_dim: int, theta: float) -> Rotation:
     """Cosine and sine of the rotary angles (arXiv 2104.09864), float32.
 
-    Made once and used by every layer: computed inside of one, they would be computed again for each head.
+    Where a place has several coordinates, the pairs of channels take them in turn, so that each has slow and fast ones
+    (as interleaved by Qwen2-VL's successors and Lumos-1, arXiv 2507.08801). Made once and used by every layer: computed
+    inside of one, they would be computed again for each head.
     """
     half = head_dim // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies.reshape(1, 1, 1, half)
+    positions = jnp.asarray(positions).reshape(*positions.shape[:2], -1)
+    own = positions[:, :, jnp.arange(half) % positions.shape[-1]]
+    angles = own[:, :, None].astype(jnp.float32) * frequencies.reshape(1, 1, 1, half)
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -76,7 +76,7 @@ class Transformer(nnx.Module):
     def hidden(
         self,
         tokens: Int[Array, "b t"],
-        positions: Int[Array, "b t"],
+        positions: Int[Array, "b t *axes"],
         segment_ids: Int[Array, "b t"],
         dropout_key: Array | None = None,
     ) -> Float[Array, "b t d"]:
@@ -118,7 +118,7 @@ class Transformer(nnx.Module):
     def extend(
         self,
         tokens: Int[Array, "r t"],
-        positions: Int[Array, "r t"],
+        positions: Int[Array, "r t *axes"],
         valid: Bool[Array, "r t"],
         cache: KVCache,
         slot: Int[Array, ""] | int,

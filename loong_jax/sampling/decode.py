@@ -28,8 +28,8 @@ class Decoder:
     ``prefill(params, cache, tokens, positions, valid) -> (cache, logits)``: prompts [rows, prompt_slots], padded on
     either side where not ``valid``; the logits are those after each row's last valid token.
     ``decode(params, cache, logits, positions, num_steps, keys, rule) -> (cache, codes)``: codes int32
-    [batch, max_steps], of which the first ``num_steps`` (a traced number) are sampled; ``positions`` [rows] is where
-    the first of them goes.
+    [batch, max_steps], of which the first ``num_steps`` (a traced number) are sampled; ``positions`` [rows, max_steps]
+    says where they go.
     Both donate the cache.
     """
 
@@ -70,7 +70,7 @@ def make_decoder(
         params: Any,
         cache: KVCache,
         tokens: Int[Array, "rows p"],
-        positions: Int[Array, "rows p"],
+        positions: Int[Array, "rows p *axes"],
         valid: Bool[Array, "rows p"],
     ):
         model = video_model(params)
@@ -83,7 +83,7 @@ def make_decoder(
         params: Any,
         cache: KVCache,
         logits: Float[Array, "rows v"],
-        positions: Int[Array, " rows"],
+        positions: Int[Array, "rows max_steps *axes"],
         num_steps: Int[Array, ""],
         keys: Array,
         rule: SamplingRule,
@@ -98,9 +98,8 @@ def make_decoder(
             code = choose(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, rule)
             codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, index))
             tokens = (first + code).repeat(rows // batch)[:, None]
-            hidden, cache = model.extend(
-                tokens, (positions + index)[:, None], jnp.ones_like(tokens, bool), cache, prompt_slots + index
-            )
+            place = jax.lax.dynamic_slice_in_dim(positions, index, 1, axis=1)
+            hidden, cache = model.extend(tokens, place, jnp.ones_like(tokens, bool), cache, prompt_slots + index)
             return cache, model.logits(hidden[:, 0], 0, config.num_video_ids), codes
 
         codes = jnp.zeros((batch, max_steps), jnp.int32)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from loong_jax import sharding
 from loong_jax.config import ConfigError, SamplingConfig, TransformerConfig
-from loong_jax.data.sequences import prompt_ids
+from loong_jax.data.sequences import places, prompt_ids
 from loong_jax.sampling.decode import make_decoder
 from loong_jax.sampling.logits import SamplingRule
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
@@ -75,7 +75,7 @@ class _ClipSampler:
     """Samples the ids of one clip per prompt; compiled once for all rounds."""
 
     def __init__(self, generator: Generator, texts: list[list[int]], sampling: SamplingConfig, kept_latents: int):
-        self._grid, self._params = generator.grid, generator.params
+        self._grid, self._params, self._rope = generator.grid, generator.params, generator.model.rope
         self._vocabulary = Vocabulary(generator.model.num_text_ids, generator.model.num_video_ids)
         is_guided = sampling.guidance_scale != 1 or sampling.continuing.guidance_scale != 1
         # The devices share the rows evenly: the last prompt is repeated until they do.
@@ -120,11 +120,16 @@ class _ClipSampler:
         return codes[:batch].reshape(batch, self._grid.frames, self._grid.height, self._grid.width)
 
     def _left_padded(self, sequences: list[list[int]]) -> tuple[np.ndarray, ...]:
-        """Tokens, positions and validity [rows, prompt_slots], and the position that follows each row."""
+        """Tokens, positions and validity [rows, prompt_slots], and the positions [rows, steps] that follow each row."""
         tokens = np.full((len(sequences), self._prompt_slots), self._vocabulary.special("pad"), np.int32)
-        positions, valid = np.zeros_like(tokens), np.zeros_like(tokens, bool)
-        for row, sequence in enumerate(sequences):
+        valid = np.zeros_like(tokens, bool)
+        positions, following = [], []
+        for row, (sequence, prompt) in enumerate(zip(sequences, self._prompts, strict=True)):
             tokens[row, -len(sequence) :] = sequence
-            positions[row, -len(sequence) :] = np.arange(len(sequence))
             valid[row, -len(sequence) :] = True
-        return tokens, positions, valid, np.array([len(sequence) for sequence in sequences], np.int32)
+            every = places(len(prompt), self._grid, self._rope)
+            before = [(self._prompt_slots - len(sequence), 0)] + [(0, 0)] * (every.ndim - 1)
+            positions.append(np.pad(every[: len(sequence)], before))
+            steps = np.arange(len(sequence), len(sequence) + self._grid.num_ids)
+            following.append(every[np.minimum(steps, len(every) - 1)])
+        return tokens, np.stack(positions), valid, np.stack(following)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from loong_jax import checkpoint, sharding
-from loong_jax.config import LanguageModelJob, LossConfig, is_tokens, parse_sources
+from loong_jax.config import LanguageModelJob, LossConfig, TokenizerConfig, is_tokens, parse_sources
 from loong_jax.config_dict import to_json_dict
 from loong_jax.data.lm_batches import EncodedBatches, language_model_batches
 from loong_jax.data.loader import Batches
@@ -102,7 +102,7 @@ def check_fits(job: LanguageModelJob, tokenizer: VideoTokenizer) -> None:
             f"The tokenizer has {num_codes} codes but model.num_video_ids is {job.model.num_video_ids}: "
             f"set --config.model.num_video_ids={num_codes}, or use the tokenizer that the model was made for."
         )
-    length = _length(job, tokenizer)
+    length = row_length(job, tokenizer.config)
     if length > job.model.max_length:
         raise ValueError(
             f"{job.data.num_frames} frames of {job.data.frame_size} pixels with their text make sequences of {length} "
@@ -110,9 +110,10 @@ def check_fits(job: LanguageModelJob, tokenizer: VideoTokenizer) -> None:
         )
 
 
-def _length(job: LanguageModelJob, tokenizer: VideoTokenizer, count: int = 1) -> int:
-    size = tokenizer.config.latent_size(job.data.frame_size)
-    num_codes = tokenizer.config.latent_frames(job.data.num_frames) * size**2
+def row_length(job: LanguageModelJob, tokenizer: TokenizerConfig, count: int = 1) -> int:
+    """Ids in a row of the batch with room for ``count`` clips."""
+    size = tokenizer.latent_size(job.data.frame_size)
+    num_codes = tokenizer.latent_frames(job.data.num_frames) * size**2
     return static_length(num_codes, job.data.max_text_ids, count)
 
 
@@ -126,6 +127,7 @@ def _batches(
         latent_frames=frames,
         batch_size=job.train.batch_size,
         seed=job.seed,
+        rope=job.model.rope,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -136,7 +138,7 @@ def _batches(
     held_out = _cached(job, tokenizer, token_dir, "test", source, num_held_out, clip_frames)
     # Held-out losses are plain cross-entropy, so that runs with other weights can be compared.
     plain, one_each = LossConfig(early_weight=0.0), dataclasses.replace(data, pack=0)
-    test = language_model_batches(held_out, None, one_each, plain, length=_length(job, tokenizer), **common)
+    test = language_model_batches(held_out, None, one_each, plain, length=row_length(job, tokenizer.config), **common)
 
     clips, images = None, None
     if data.cache_ids or is_tokens(source):
@@ -144,14 +146,14 @@ def _batches(
             images = _cached(job, tokenizer, token_dir, "train", image_source, data.num_images, 1)
         if frames > 1:
             clips = _cached(job, tokenizer, token_dir, "train", source, data.num_clips, clip_frames)
-        length = _length(job, tokenizer, max(data.pack, 1))
+        length = row_length(job, tokenizer.config, max(data.pack, 1))
         return language_model_batches(clips or images, images, data, job.loss, length=length, **common), test
     options = dict(needs_caption=data.require_caption, bad_list=token_dir.with_name("bad_media.jsonl"))
     if frames == 1 or data.image_share > 0:
         images = make_source(data, "train", source=image_source, num_frames=1, num_examples=data.num_images, **options)
     if frames > 1:
         clips = make_source(data, "train", num_examples=data.num_clips, **options)
-    pixels = dict(encode=tokenizer.encode, text=TextTokenizer(), length=_length(job, tokenizer))
+    pixels = dict(encode=tokenizer.encode, text=TextTokenizer(), length=row_length(job, tokenizer.config))
     return EncodedBatches(clips or images, images, data, job.loss, **pixels, **common), test
 
 

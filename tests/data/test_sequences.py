@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from loong_jax.config import LossConfig
-from loong_jax.data.sequences import build_sequence, prompt_ids, static_length
-from loong_jax.vocab import Vocabulary
+from loong_jax.data.sequences import build_sequence, pack_sequences, places, prompt_ids, static_length
+from loong_jax.vocab import LatentGrid, Vocabulary
 
 VOCABULARY = Vocabulary(num_text=100, num_video=16)
 PAD, BEGIN_TEXT, END_TEXT, BEGIN_IMAGE, END_IMAGE, BEGIN_VIDEO, END_VIDEO, NULL_TEXT = range(116, 124)
@@ -71,3 +71,15 @@ def test_static_length_holds_the_longest_row():
     for num_codes, text in ((256, 64), (1280, 1), (4352, 188), (12, 0)):
         length = static_length(num_codes, text)
         assert length % 16 == 0 and 0 <= length - (num_codes + text + 4) < 16
+
+
+def test_places_in_space():
+    """(time, row, column): text along all three, a video's ids from where it starts, the end marker after all."""
+    found = places(3, LatentGrid(2, 2, 4), "3d")
+    video = [(3 + f, 3 + r, 3 + c) for f in range(2) for r in range(2) for c in range(4)]
+    np.testing.assert_array_equal(found, [(0, 0, 0), (1, 1, 1), (2, 2, 2), *video, (7, 7, 7)])
+    np.testing.assert_array_equal(places(3, LatentGrid(2, 2, 4), "1d"), np.arange(20))
+    rows = [build_sequence([1], np.zeros((2, 2, 4), int), Vocabulary(50, 64), None, LossConfig(), rope="3d")] * 2
+    packed = pack_sequences(rows, Vocabulary(50, 64), 48)["positions"]
+    assert packed.shape == (48, 3)
+    np.testing.assert_array_equal(packed[21:42], places(4, LatentGrid(2, 2, 4), "3d"))

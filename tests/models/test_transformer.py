@@ -86,19 +86,36 @@ def cached_and_full_logits(config: TransformerConfig, params, side: str) -> tupl
 
     logits = jax.jit(lambda params, hidden: model_of(config, params).logits(hidden))
     empty = KVCache.zeros(config, rows, slots + steps, transformer.compute_dtype(config))
-    hidden, store = extend(params, tokens, positions, valid, empty, 0)
+    hidden, store = extend(params, tokens, places_of(config, positions), valid, empty, 0)
     found, real = [logits(params, hidden[np.arange(rows), last])], np.ones((rows, 1), bool)
     for step in range(steps):
         following = lengths + step
         token = sequences[np.arange(rows), following]
-        hidden, store = extend(params, token[:, None], following[:, None], real, store, slots + step)
+        place = places_of(config, following[:, None])
+        hidden, store = extend(params, token[:, None], place, real, store, slots + step)
         found.append(logits(params, hidden[:, 0]))
 
     places = np.tile(np.arange(slots + steps, dtype=np.int32), (rows, 1))
     full = jax.jit(lambda params, *arguments: model_of(config, params).hidden(*arguments))
-    everything = logits(params, full(params, sequences, places, np.ones_like(places)))
+    everything = logits(params, full(params, sequences, places_of(config, places), np.ones_like(places)))
     wanted = lengths[:, None] - 1 + np.arange(steps + 1)
     return np.stack(found, 1), np.asarray(everything)[np.arange(rows)[:, None], wanted]
+
+
+def places_of(config, positions: np.ndarray) -> np.ndarray:
+    """The same places, with three coordinates for a model that wants them."""
+    return positions if config.rope == "1d" else np.stack([positions, positions // 2, positions % 3], axis=-1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_cached_decode_equals_full_forward_with_places_in_space_and_normalized_heads(side):
+    config = dataclasses.replace(CONFIG, rope="3d", qk_norm=True, compute_dtype="float32")
+    params = jax.tree.map(lambda x: 4 * x, transformer.init_params(config, jax.random.key(0)))
+    found, expected = cached_and_full_logits(config, params, side)
+    assert np.abs(expected).max() > 1
+    assert_trees_close(found, expected, 1e-5)
+    _, plain = cached_and_full_logits(dataclasses.replace(config, rope="1d"), params, side)
+    assert np.abs(plain - expected).max() > 0.1
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

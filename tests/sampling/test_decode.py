@@ -47,14 +47,15 @@ def make_prompts(batch: int, is_guided: bool) -> list[np.ndarray]:
 
 
 def padded(prompts: list[np.ndarray], side: str = "left") -> tuple[np.ndarray, ...]:
-    """Tokens, positions, validity [rows, PROMPT_SLOTS] and the next position of each row."""
+    """Tokens, positions, validity [rows, PROMPT_SLOTS] and the positions [rows, MAX_STEPS] that follow."""
     tokens = np.full((len(prompts), PROMPT_SLOTS), 7, np.int32)  # an ordinary id: only ``valid`` may tell it apart
     positions, valid = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
     for row, prompt in enumerate(prompts):
         length = len(prompt)
         place = slice(PROMPT_SLOTS - length, PROMPT_SLOTS) if side == "left" else slice(0, length)
         tokens[row, place], positions[row, place], valid[row, place] = prompt, np.arange(length), True
-    return tokens, positions, valid, np.array([len(prompt) for prompt in prompts], np.int32)
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    return tokens, positions, valid, lengths[:, None] + np.arange(MAX_STEPS, dtype=np.int32)
 
 
 def keys_of(seeds) -> jax.Array:
