@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from loong_jax import checkpoint, sharding
 from loong_jax.config import LanguageModelJob, LossConfig, is_tokens, parse_sources
@@ -19,9 +20,11 @@ from loong_jax.models import transformer
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.training import loop
 from loong_jax.training.lm_step import make_eval_step, make_train_step
+from loong_jax.training.loss_picture import draw_loss_by_frame
 from loong_jax.training.metrics import say
 from loong_jax.training.optimizer import make_optimizer
 from loong_jax.training.state import TrainState, create_state
+from loong_jax.training.throughput import Work, training_flops_per_token
 from loong_jax.training.tokenize import tokenize
 from loong_jax.vocab import Vocabulary
 
@@ -65,7 +68,7 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
 
     def evaluate(state: TrainState) -> dict:
         results = [eval_step(state.params, sharding.shard_batch(mesh, batch)) for batch in held_out]
-        return jax.tree.map(lambda *values: sum(values) / len(values), *results)
+        return jax.tree.map(lambda *values: np.mean(values, axis=0), *jax.device_get(results))
 
     state = loop.run(
         loop.Training(
@@ -77,8 +80,11 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
             step=make_train_step(job, frames, optimizer, shardings, mesh),
             batches=train.iterate,
             evaluate=evaluate,
+            # A place sees no more than its own sequence, of which a row can have several.
+            work=Work("tokens", training_flops_per_token(job.model, _length(job, tokenizer))),
             shown=("loss", "accuracy"),
             meta={"config": to_json_dict(job), "tokenizer_fingerprint": tokenizer.fingerprint},
+            draw=draw_loss_by_frame,
         )
     )
     return state.params

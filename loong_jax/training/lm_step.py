@@ -13,6 +13,7 @@ from loong_jax import sharding
 from loong_jax.config import LanguageModelJob
 from loong_jax.models import transformer
 from loong_jax.training.losses import NextIdLoss, next_id_loss
+from loong_jax.training.optimizer import make_schedule
 from loong_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -52,6 +53,7 @@ def make_train_step(
     A batch is the contract of ``data.sequences``, every array [batch, length].
     """
     loss_fn = make_loss(job, num_frames)
+    learning_rate = make_schedule(job.optimizer, job.train.num_steps)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         def objective(params):
@@ -60,7 +62,7 @@ def make_train_step(
 
         grads, result = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = result._asdict() | {"grad_norm": optax.tree.norm(grads)}
+        metrics = result._asdict() | {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate(state.step)}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, ()), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
