@@ -37,11 +37,12 @@ setup(
         "safetensors>=0.4",
         # Structural similarity.
         "dm-pix>=0.4.4",
-        # Settings, progress and logs.
+        # Settings, progress, logs, and curves in them.
         "absl-py>=2.1",
         "ml_collections>=1.1",
         "rich>=13.0",
         "tensorboardX>=2.6",
+        "pillow>=10.4",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],

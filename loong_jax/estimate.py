@@ -140,7 +140,7 @@ class _Compiler:
         training = self._training
         length = self._job.length or row_length(training, training.tokenizer, max(training.data.pack, 1))
         tokens = batch_size * length
-        needed = training_flops_per_token(training.model, length) * tokens
+        needed = training_flops_per_token(training.model, length, training.loss.all_columns) * tokens
         # Full rematerialization computes the layers' forward pass again: 4 passes for 3.
         again = 4 / 3 if training.model.remat in ("full", "offload") else 1
         computing = needed * again / (self._mesh.size * self._chip.flops)

@@ -132,7 +132,10 @@ IMPOSSIBLE = [
         (TrainConfig, {field: 0}, field, 0, POSITIVE)
         for field in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every")
     ],
-    (TrainConfig, {"eval_batches": -1}, "eval_batches", -1, NOT_NEGATIVE),
+    *[
+        (TrainConfig, {field: -1}, field, -1, NOT_NEGATIVE)
+        for field in ("eval_batches", "profile_start", "profile_steps")
+    ],
     (SamplingConfig, {"seconds": 0.0}, "seconds", 0.0, POSITIVE),
     (SamplingConfig, {"temperature": 0.0}, "temperature", 0.0, POSITIVE),
     (SamplingConfig, {"top_k": -1}, "top_k", -1, NOT_NEGATIVE),

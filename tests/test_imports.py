@@ -18,14 +18,16 @@ MAY_IMPORT = {
     "sharding": {"config"},
     "video": {"config"},
     "checkpoint": {"config", "sharding"},
+    "chips": set(),
+    "compiled": set(),
     "models": {"config", "sharding"},
     "tokenizer": {"config", "config_dict", "sharding", "checkpoint"},  # a VideoTokenizer loads itself
     "data": {"config", "vocab", "video"},
     "sampling": SAMPLING,
     "evaluation": SAMPLING | {"video"},
-    "training": (SAMPLING | {"video", "evaluation"}) - {"sampling"},
+    "training": (SAMPLING | {"video", "evaluation", "chips"}) - {"sampling"},
 }
-TOP = {"__init__", "pipeline", "interop", "sample", "demo", "estimate", "main"}
+TOP = {"__init__", "pipeline", "interop", "sample", "demo", "estimate", "programs", "main"}
 
 
 def room(path: Path) -> str:

@@ -112,8 +112,11 @@ class TrainConfig:
     keep_checkpoints: int = 2
     eval_every: int = 1000
     eval_batches: int = 4
+    # The profiler records profile_steps steps after the first profile_start ones, into <workdir>/profile; 0: none.
+    profile_start: int = 0
+    profile_steps: int = 0
 
     def __post_init__(self):
         require_positive(self, "num_steps", "batch_size", "log_every", "eval_every")
         require_positive(self, "checkpoint_every", "keep_checkpoints")
-        require_not_negative(self, "eval_batches")
+        require_not_negative(self, "eval_batches", "profile_start", "profile_steps")

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from loong_jax import checkpoint, sharding
 from loong_jax.config import LanguageModelJob, LossConfig, TokenizerConfig, is_tokens, parse_sources
@@ -20,9 +21,11 @@ from loong_jax.models import transformer
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.training import loop
 from loong_jax.training.lm_step import create_model_state, make_eval_step, make_train_step
+from loong_jax.training.loss_picture import draw_loss_by_frame
 from loong_jax.training.metrics import say
 from loong_jax.training.optimizer import make_optimizer
 from loong_jax.training.state import TrainState
+from loong_jax.training.throughput import Work, training_flops_per_token
 from loong_jax.training.tokenize import tokenize
 from loong_jax.vocab import Vocabulary
 
@@ -60,8 +63,9 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
 
     def evaluate(state: TrainState) -> dict:
         results = [eval_step(state.best_params, sharding.shard_batch(mesh, batch)) for batch in held_out]
-        return jax.tree.map(lambda *values: sum(values) / len(values), *results)
+        return jax.tree.map(lambda *values: np.mean(values, axis=0), *jax.device_get(results))
 
+    length = row_length(job, tokenizer.config)
     state = loop.run(
         loop.Training(
             title=workdir.name,
@@ -72,8 +76,11 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
             step=make_train_step(job, frames, optimizer, shardings, mesh),
             batches=train.iterate,
             evaluate=evaluate,
+            # A place sees no more than its own sequence, of which a row can have several.
+            work=Work("tokens", training_flops_per_token(job.model, length, job.loss.all_columns)),
             shown=("loss", "accuracy"),
             meta={"config": to_json_dict(job), "tokenizer_fingerprint": tokenizer.fingerprint},
+            draw=draw_loss_by_frame,
         )
     )
     return state.best_params

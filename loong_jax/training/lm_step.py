@@ -14,6 +14,7 @@ from loong_jax import sharding
 from loong_jax.config import LanguageModelJob
 from loong_jax.models import transformer
 from loong_jax.training.losses import LossSums, next_id_loss
+from loong_jax.training.optimizer import make_schedule
 from loong_jax.training.state import TrainState, create_state, running_mean
 
 Metrics = dict[str, jax.Array]
@@ -104,6 +105,7 @@ def make_train_step(
     A batch is the contract of ``data.sequences``, every array [batch, length]. With ``job.accumulate`` it is worked
     through in parts whose gradients add up to those of the whole.
     """
+    learning_rate = make_schedule(job.optimizer, job.train.num_steps)
     gradients = jax.grad(make_loss(job, num_frames), has_aux=True)
 
     def of_part(params, batch, total_weight, key):
@@ -130,7 +132,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = running_mean(state.ema, params, state.step, job.ema_decay)
-        metrics = sums.means()._asdict() | {"grad_norm": optax.tree.norm(grads)}
+        metrics = sums.means()._asdict()
+        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate(state.step)}
         return TrainState(state.step + 1, params, opt_state, ema=ema), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))

@@ -1,7 +1,6 @@
 """The loop that both trainings share: steps, metrics a step late, evaluation, checkpoints, resume."""
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,11 @@ from jax.sharding import Mesh
 from loong_jax import sharding
 from loong_jax.checkpoint import Checkpointer
 from loong_jax.config import TrainConfig
-from loong_jax.training.metrics import MetricsWriter, ProgressReport, say, summarize
+from loong_jax.training.metrics import MetricsWriter, ProgressReport, read_metrics, say, summarize
+from loong_jax.training.profiler import ProfilerWindow
 from loong_jax.training.state import TrainState
+from loong_jax.training.throughput import Throughput, Work
+from loong_jax.video import Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Training:
     """One training, ready to run.
 
     ``batches(step)`` iterates over host batches from that step on; ``step`` and ``evaluate`` are the jitted step and
-    ``state -> metrics``; ``shown`` names the metrics on the progress line; ``meta`` is stored in every checkpoint;
-    ``alarm`` makes a warning of a step's metrics, or "".
+    ``state -> metrics``; ``work`` says what is counted in batches; ``shown`` names the metrics on the progress line;
+    ``meta`` is stored in every checkpoint; ``alarm`` makes a warning of a step's metrics, or ""; ``draw`` makes named
+    pictures of all records so far.
     """
 
     title: str
@@ -34,9 +37,11 @@ class Training:
     step: Callable[[TrainState, dict], tuple[TrainState, dict]]
     batches: Callable[[int], Iterator[dict]]
     evaluate: Callable[[TrainState], dict]
+    work: Work
     shown: tuple[str, ...]
     meta: dict
     alarm: Callable[[dict], str] = lambda metrics: ""
+    draw: Callable[[list[dict]], dict[str, Image]] = lambda records: {}
 
 
 def run(training: Training) -> TrainState:
@@ -55,46 +60,62 @@ def run(training: Training) -> TrainState:
         progress = ProgressReport(training.title, config.num_steps, start)
         say(f"{training.title}: compiling the training step")
         try:
-            return _steps(training, state, start, checkpoints, writer, progress)
+            with ProfilerWindow(training.workdir, config, start) as profiler:
+                return _steps(training, state, start, checkpoints, profiler, writer, progress)
         finally:
             progress.close()
             writer.close()
 
 
-def _steps(training, state, start, checkpoints, writer, progress) -> TrainState:
-    config = training.config
+def _steps(training, state, start, checkpoints, profiler, writer, progress) -> TrainState:
+    config, throughput = training.config, Throughput(training.work, training.mesh)
     batches = training.batches(start)
-    late = None  # (step, metrics) of the step before: fetched when the next one is already under way
-    clock, clock_step = time.perf_counter(), start
+    late = None  # (step, metrics, work done) of the step before: fetched when the next one is already under way
     for step in range(start + 1, config.num_steps + 1):
-        batch = sharding.shard_batch(training.mesh, next(batches))
-        state, metrics = training.step(state, batch)
+        is_last = step == config.num_steps
+        if profiler.starts_before(step):
+            with throughput.paused(state):
+                profiler.start()
+        with throughput.waiting_for_data():
+            batch = sharding.shard_batch(training.mesh, next(batches))
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            state, metrics = training.step(state, batch)
+        throughput.count(batch)
         progress.advance_to(step)
         if late is not None:
-            _log(training, *late, writer, progress)
-            late = None
-        if step % config.log_every == 0 or step == config.num_steps:
-            now = time.perf_counter()
-            metrics["steps_per_second"] = (step - clock_step) / (now - clock)
-            clock, clock_step = now, step
-            late = step, metrics
-        if config.eval_batches and (step % config.eval_every == 0 or step == config.num_steps):
-            evaluation = jax.device_get(training.evaluate(state))
-            writer.write(step, "eval", evaluation)
-            progress.report(step, "held-out: " + summarize(evaluation, training.shown))
-        if step % config.checkpoint_every == 0 or step == config.num_steps:
-            checkpoints.save(step, state, training.meta)
-    if late is not None:
-        _log(training, *late, writer, progress)
+            _log(training, *late, throughput, writer, progress)
+        late = (step, metrics, throughput.done) if step % config.log_every == 0 or is_last else None
+        if profiler.ends_after(step):
+            with throughput.paused(state):
+                profiler.stop()
+        if config.eval_batches and (step % config.eval_every == 0 or is_last):
+            with throughput.paused(state):
+                evaluation = jax.device_get(training.evaluate(state))
+                writer.write(step, "eval", evaluation)
+                progress.report(step, "held-out: " + summarize(evaluation, training.shown))
+                if not is_last:
+                    _draw(training, step, writer)
+        if step % config.checkpoint_every == 0 or is_last:
+            with throughput.paused(state):
+                checkpoints.save(step, state, training.meta)
+    _log(training, *late, throughput, writer, progress)
+    _draw(training, config.num_steps, writer)
     return state
 
 
-def _log(training, step, metrics, writer, progress) -> None:
-    metrics = jax.device_get(metrics)
-    writer.write(step, "train", metrics)
-    progress.report(step, summarize(metrics, (*training.shown, "steps_per_second")))
+def _log(training, step, metrics, done, throughput, writer, progress) -> None:
+    metrics = jax.device_get(metrics)  # waits for the step
+    speed = throughput.measure(done)
+    writer.write(step, "train", metrics | speed)
+    names = (*training.shown, "steps_per_second", f"{training.work.unit}_per_second", "mfu")
+    progress.report(step, summarize(metrics | speed, names))
     if warning := training.alarm(metrics):
         progress.report(step, "WARNING: " + warning)
+
+
+def _draw(training, step, writer) -> None:
+    for name, picture in training.draw(read_metrics(training.workdir)).items():
+        writer.write_picture(step, name, picture)
 
 
 def _abstract(state: TrainState) -> Any:

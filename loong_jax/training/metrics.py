@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from loong_jax.video import Image, write_image
+
 CONSOLE = Console(soft_wrap=True)
 
 
@@ -21,6 +23,7 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, start_step: int):
+        self._workdir = workdir
         path = workdir / "metrics.jsonl"
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= start_step]
         path.write_text("".join(line + "\n" for line in kept))
@@ -34,6 +37,11 @@ class MetricsWriter:
             for suffix, scalar in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 tag = f"{split}/{name}" if suffix is None else f"{split}/{name}/{suffix:02d}"
                 self._board.add_scalar(tag, scalar, step)
+
+    def write_picture(self, step: int, name: str, picture: Image) -> None:
+        """Write ``<workdir>/samples/<name>.png``, over the one of an earlier step, and show it in TensorBoard."""
+        write_image(self._workdir / "samples" / f"{name}.png", picture)
+        self._board.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
         self._file.close()
@@ -90,4 +98,8 @@ def say(text: str) -> None:
 
 def summarize(metrics: dict[str, Any], names: tuple[str, ...]) -> str:
     """The named metrics in one short line."""
-    return "  ".join(f"{name} {float(metrics[name]):.4g}" for name in names if name in metrics)
+    return "  ".join(f"{name} {_short(float(metrics[name]))}" for name in names if name in metrics)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -20,6 +20,7 @@ from loong_jax.training import loop
 from loong_jax.training.metrics import say
 from loong_jax.training.optimizer import make_optimizer
 from loong_jax.training.state import TrainState
+from loong_jax.training.throughput import Work
 from loong_jax.training.tokenizer_step import create_tokenizer_state, make_eval_step, make_train_step
 from loong_jax.video import write_strip
 
@@ -78,6 +79,7 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
             step=make_train_step(job, optimizer, shardings, mesh, lpips_weights),
             batches=batches.iterate,
             evaluate=evaluate,
+            work=Work("frames"),
             shown=("psnr", "ssim", "lpips", "codebook_usage", "codebook_perplexity"),
             meta={"config": to_json_dict(job)},
             alarm=lambda metrics: _alarm(job, metrics),

@@ -19,6 +19,7 @@ from loong_jax.tokenizer import autoencoder
 from loong_jax.tokenizer.perceptual import LpipsWeights, lpips
 from loong_jax.tokenizer.quantizer import ClusterState, cluster_codebook, perplexity
 from loong_jax.training.adversary import Adversary
+from loong_jax.training.optimizer import make_schedule
 from loong_jax.training.state import TrainState, create_state, running_mean
 
 Metrics = dict[str, jax.Array]
@@ -78,6 +79,7 @@ def make_train_step(
     graphdef, _ = autoencoder.abstract_autoencoder(job.tokenizer)
     quantizer, loss = job.tokenizer.quantizer, job.loss
     adversary = make_adversary(job)
+    learning_rate = make_schedule(job.optimizer, job.train.num_steps)
     frozen = ("encoder", "quantizer") if job.freeze_encoder else ()
 
     def step(state: TrainState, batch: dict[str, Array], lpips_weights: LpipsWeights | None = None):
@@ -123,6 +125,7 @@ def make_train_step(
             "codebook_perplexity": perplexity(share),
             "codebook_alive": after.clusters.alive(quantizer),
             "grad_norm": grad_norm,
+            "learning_rate": learning_rate(state.step),
             "skipped": 1.0 - is_finite,
         }
         return dataclasses.replace(after, step=state.step + 1), metrics
