@@ -181,7 +181,14 @@ IMPOSSIBLE = [
     (SampleJob, {"prompt": " \n"}, "prompt", " \n", "give some text"),
     (SampleJob, {"prompt": "| |"}, "prompt", "| |", "give some text"),
     (EvaluateJob, {"num_clips": 0}, "num_clips", 0, POSITIVE),
-    (EstimateJob, {"batch_sizes": ()}, "batch_sizes", (), "one or more"),
+    (EstimateJob, {"batch_sizes": (8, 0)}, "batch_sizes", (8, 0), "greater than 0"),
+    (EstimateJob, {"length": -1}, "length", -1, NOT_NEGATIVE),
+    (LossConfig, {"z_weight": -1.0}, "z_weight", -1.0, NOT_NEGATIVE),
+    (EstimateJob, {"step": "decode"}, "step", "decode", "'training', 'sampling'"),
+    (LossConfig, {"context_corruption": 1.5}, "context_corruption", 1.5, "in [0, 1]"),
+    (TransformerConfig, {"rope": "2d"}, "model.rope", "2d", "'1d', '3d'"),
+    (TransformerConfig, {"dropout": 1.0}, "model.dropout", 1.0, "[0, 1)"),
+    (LanguageModelJob, {"accumulate": 3}, "accumulate", 3, "divide train.batch_size 256"),
     (DemoJob, {"num_eval_clips": 0}, "num_eval_clips", 0, POSITIVE),
     (DemoJob, {"num_eval_prompts": -2}, "num_eval_prompts", -2, POSITIVE),
 ]
@@ -250,7 +257,7 @@ EXAMPLES = [
     SampleJob(prompt="a|b", sampling=SamplingConfig(top_p=0.5, min_p=0.1)),
     DemoJob(tokenizer=TokenizerJob(tokenizer=DEBUG_TOKENIZER), stage2=LanguageModelJob(train=TRAIN), num_eval_clips=7),
     EvaluateJob(data=DataConfig(num_frames=65), num_clips=3),
-    EstimateJob(batch_sizes=(3,), tokenizer=TokenizerJob(tokenizer=DEBUG_TOKENIZER)),
+    EstimateJob(batch_sizes=(3,), mesh=MeshConfig(tensor=2), step="sampling"),
 ]
 EXAMPLE_OF = pytest.mark.parametrize("job", EXAMPLES, ids=lambda job: job.task)
 
