@@ -8,6 +8,8 @@ The tokenizer is looked for in ../tokenizer, beside the workdir.
 The first run encodes the data into <workdir>/tokens; the same command resumes.
 The split of the paper's 500,000 iterations over the stages is a choice; batch 256 is the
 paper's: 16 rows with room for 16 images each.
+Learning rates are those of PAR (arXiv 2412.15119) for models of this size, the other values of AdamW LlamaGen's (arXiv
+2406.06525); the z-loss is that of Cosmos (arXiv 2501.03575).
 """
 
 import dataclasses
@@ -32,7 +34,8 @@ def get_config(variant: str = ""):
         init_from="",
         model=dataclasses.replace(TRANSFORMER_PRESETS[size], remat="full"),
         data=DataConfig(num_frames=1, pack=16, num_clips=0, num_images=0),
-        loss=LossConfig(early_weight=0.0),
+        loss=LossConfig(early_weight=0.0, z_weight=1e-4),
+        optimizer=OptimizerConfig(learning_rate=1e-4 if size == "700m" else 2e-4),
         train=TrainConfig(num_steps=200_000, batch_size=16),
     )
     if "debug" in parts:

@@ -7,6 +7,8 @@ Sizes: `:700m` (default), `:3b`, `:7b`; `:debug` trains a tiny one a few steps i
 The tokenizer is looked for in ../tokenizer and the weights of stage 2 in ../stage2, beside the workdir.
 The first run encodes the data into <workdir>/tokens; the same command resumes.
 Images stay in the mix; their share, the weight 2 and its 5 latent frames (the stage-2 part) are choices, see README.
+Learning rates are those of PAR (arXiv 2412.15119) for models of this size, the other values of AdamW LlamaGen's (arXiv
+2406.06525); the z-loss is that of Cosmos (arXiv 2501.03575).
 """
 
 import dataclasses
@@ -31,7 +33,8 @@ def get_config(variant: str = ""):
         init_from="../stage2",
         model=dataclasses.replace(TRANSFORMER_PRESETS[size], remat="full"),
         data=DataConfig(num_frames=65, image_share=0.1, pack=1, num_clips=0, num_images=0),
-        loss=LossConfig(early_frames=5, early_weight=1.0),
+        loss=LossConfig(early_frames=5, early_weight=1.0, z_weight=1e-4),
+        optimizer=OptimizerConfig(learning_rate=1e-4 if size == "700m" else 2e-4),
         train=TrainConfig(num_steps=100_000),
     )
     if "debug" in parts:

@@ -186,6 +186,8 @@ IMPOSSIBLE = [
     (LossConfig, {"z_weight": -1.0}, "z_weight", -1.0, NOT_NEGATIVE),
     (EstimateJob, {"step": "decode"}, "step", "decode", "'training', 'sampling'"),
     (LossConfig, {"context_corruption": 1.5}, "context_corruption", 1.5, "in [0, 1]"),
+    (OptimizerConfig, {"schedule": "linear"}, "optimizer.schedule", "linear", "'cosine', 'wsd'"),
+    (OptimizerConfig, {"decay_share": 1.1}, "decay_share", 1.1, "in [0, 1]"),
     (TransformerConfig, {"rope": "2d"}, "model.rope", "2d", "'1d', '3d'"),
     (TransformerConfig, {"dropout": 1.0}, "model.dropout", 1.0, "[0, 1)"),
     (LanguageModelJob, {"accumulate": 3}, "accumulate", 3, "divide train.batch_size 256"),

@@ -67,12 +67,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, or Muon for the layers' matrices, with linear warm-up and cosine decay (LlamaGen's and LLaMA's values)."""
+    """AdamW, or Muon for the layers' matrices, with linear warm-up; values of LlamaGen (arXiv 2406.06525) and LLaMA."""
 
     name: str = "adamw"  # or "muon": for matrices of layers and convolution kernels; all else keeps AdamW
     learning_rate: float = 1e-4
     matrix_learning_rate: float = 0.02  # of Muon
     warmup_steps: int = 1000
+    # "cosine": falls from the warm-up to the end. "wsd": stays, so that a run can be prolonged, and falls in a line in
+    # the last decay_share of the steps (warm-up, stable, decay; arXiv 2404.06395).
+    schedule: str = "cosine"
+    decay_share: float = 0.2
     end_fraction: float = 0.1  # last learning rate as a share of the peak
     b1: float = 0.9
     b2: float = 0.95
@@ -83,7 +87,8 @@ class OptimizerConfig:
         require_choice("optimizer.name", self.name, ("adamw", "muon"))
         require_positive(self, "learning_rate", "matrix_learning_rate", "clip_norm")
         require_not_negative(self, "warmup_steps", "weight_decay")
-        require_share(self, "end_fraction")
+        require_choice("optimizer.schedule", self.schedule, ("cosine", "wsd"))
+        require_share(self, "end_fraction", "decay_share")
         for field in ("b1", "b2"):
             require(0 <= getattr(self, field) < 1, f"optimizer.{field}", getattr(self, field), "it must lie in [0, 1)")
 

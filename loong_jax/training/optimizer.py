@@ -11,19 +11,22 @@ from loong_jax.config import OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Linear warm-up to the peak, then cosine decay to ``end_fraction`` of it at ``num_steps``."""
+    """Linear warm-up to the peak, then ``config.schedule`` to ``end_fraction`` of it at ``num_steps``."""
     return _schedule(config.learning_rate, config, num_steps)
 
 
 def _schedule(peak: float, config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     warmup = min(config.warmup_steps, num_steps // 2)
-    return optax.warmup_cosine_decay_schedule(
-        init_value=peak / (warmup + 1),
-        peak_value=peak,
-        warmup_steps=warmup,
-        decay_steps=num_steps,
-        end_value=peak * config.end_fraction,
-    )
+    first, last = peak / (warmup + 1), peak * config.end_fraction
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(first, peak, warmup, decay_steps=num_steps, end_value=last)
+    decay = min(round(config.decay_share * num_steps), num_steps - warmup)
+    parts = [
+        optax.linear_schedule(first, peak, warmup),
+        optax.constant_schedule(peak),
+        optax.linear_schedule(peak, last, decay),
+    ]
+    return optax.join_schedules(parts, [warmup, num_steps - decay])
 
 
 def make_optimizer(

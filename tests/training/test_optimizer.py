@@ -24,9 +24,18 @@ def test_schedule_warms_up_from_its_first_step_and_ends_at_its_fraction():
     np.testing.assert_allclose([schedule(step) for step in range(NUM_STEPS + 1)], expected, rtol=1e-5)
 
 
+def test_the_schedule_that_stays():
+    """Warm-up over 2 of 10 steps, 5 at the peak, and a line to a tenth of it over the last 3."""
+    schedule = make_schedule(dataclasses.replace(CONFIG, schedule="wsd", decay_share=0.3), 10)
+    expected = [0.1 / 3, 0.2 / 3, *[0.1] * 6, 0.07, 0.04, 0.01]
+    np.testing.assert_allclose([schedule(step) for step in range(11)], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cosine", "wsd"])
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
-def test_schedule_of_a_short_training_reaches_the_peak(num_steps):
-    rates = [float(make_schedule(OptimizerConfig(), num_steps)(step)) for step in range(num_steps + 1)]
+def test_schedule_of_a_short_training_reaches_the_peak(num_steps, name):
+    config = OptimizerConfig(schedule=name)
+    rates = [float(make_schedule(config, num_steps)(step)) for step in range(num_steps + 1)]
     np.testing.assert_allclose(max(rates), OptimizerConfig().learning_rate, rtol=1e-5)
     assert min(rates) > 0
 

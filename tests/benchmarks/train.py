@@ -1,0 +1,151 @@
+"""Training speed of the language model on a CPU against Hugging Face's with PyTorch, in the same run.
+
+    python tests/benchmarks/train.py PYTHON [--rounds 3]
+
+PYTHON is an interpreter with torch and transformers. Both train a 66M-parameter LLaMA (8 layers of width 512, 1,152 ids,
+2 rows, float32) with AdamW on random ids; the peer's head has all 40,202 columns, ours those of video and special ids,
+as in training, and then all of them. Prints tokens per second, taken in turn (medians), their ratios, and where the
+time of a step goes.
+"""
+
+import argparse
+import dataclasses
+import os
+import statistics
+import subprocess
+import time
+
+import jax
+import numpy as np
+
+from loong_jax import sharding
+from loong_jax.config import LanguageModelJob, LossConfig, MeshConfig, TransformerConfig
+from loong_jax.models import transformer
+from loong_jax.training.lm_step import create_model_state, make_loss, make_train_step
+from loong_jax.training.optimizer import make_optimizer
+
+LENGTH, ROWS, STEPS = 1152, 2, 3
+MODEL = TransformerConfig(num_layers=8, model_dim=512, num_heads=8, num_kv_heads=8, mlp_dim=1376)
+
+PEER = """
+import time, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+torch.set_num_threads({threads}); torch.manual_seed(0)
+config = LlamaConfig(vocab_size={vocab}, hidden_size={d}, intermediate_size={f}, num_hidden_layers={layers},
+                     num_attention_heads={heads}, max_position_embeddings=8192)
+model = LlamaForCausalLM(config)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+ids = torch.randint(0, {vocab}, ({rows}, {length}))
+times = []
+for _ in range({steps} + 1):
+    start = time.perf_counter()
+    model(ids, labels=ids).loss.backward(); optimizer.step(); optimizer.zero_grad()
+    times.append(time.perf_counter() - start)
+print(min(times[1:]))
+"""
+
+
+def peer_seconds(python: str) -> float:
+    """The best step of the peer, in a process of its own."""
+    script = PEER.format(
+        threads=os.cpu_count(),
+        vocab=MODEL.vocab_size,
+        d=MODEL.model_dim,
+        f=MODEL.mlp_dim,
+        layers=MODEL.num_layers,
+        heads=MODEL.num_heads,
+        rows=ROWS,
+        length=LENGTH,
+        steps=STEPS,
+    )
+    found = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
+    return float(found.stdout.split()[-1])
+
+
+def make_batch() -> dict[str, np.ndarray]:
+    """Random video ids, all of which are predicted."""
+    rng = np.random.default_rng(0)
+    shape = (ROWS, LENGTH)
+    first = MODEL.num_text_ids
+    return {
+        "tokens": rng.integers(first, first + MODEL.num_video_ids, shape, dtype=np.int32),
+        "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), shape),
+        "segment_ids": np.ones(shape, np.int32),
+        "loss_weights": np.ones(shape, np.float32),
+        "frame_ids": np.broadcast_to(np.arange(LENGTH, dtype=np.int32) // 256, shape),
+    }
+
+
+class Ours:
+    """One training; ``seconds`` is its best step."""
+
+    def __init__(self, all_columns: bool):
+        job = LanguageModelJob(model=MODEL, loss=LossConfig(all_columns=all_columns))
+        mesh, optimizer = sharding.make_mesh(MeshConfig()), make_optimizer(job.optimizer, 1000)
+        self._state, shardings = create_model_state(job, optimizer, mesh)
+        self._step, self._batch = make_train_step(job, 5, optimizer, shardings, mesh), jax.device_put(make_batch())
+        self.seconds()  # compiles
+
+    def seconds(self) -> float:
+        times = []
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            self._state, _ = self._step(self._state, self._batch)
+            jax.block_until_ready(self._state)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+
+def best(function, *arguments) -> float:
+    """Seconds of the best of a few calls, compiled before."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def parts() -> dict[str, float]:
+    """Seconds of parts of a step, each compiled alone: the loss, its gradient, and the gradient without any layer."""
+    job = LanguageModelJob(model=MODEL)
+    params, batch = transformer.init_params(MODEL, jax.random.key(0)), jax.device_put(make_batch())
+    loss = make_loss(job, 5)
+
+    def gradient(loss):
+        return jax.jit(jax.grad(lambda params, batch: loss(params, batch)[0]))
+
+    bare = dataclasses.replace(job, model=dataclasses.replace(MODEL, num_layers=1))
+    one = jax.tree.map(lambda x: x[:1], params["blocks"])
+    whole = best(gradient(loss), params, batch)
+    shallow = best(gradient(make_loss(bare, 5)), params | {"blocks": one}, batch)
+    layer = (whole - shallow) / (MODEL.num_layers - 1)
+    return {
+        "forward pass and loss": best(jax.jit(lambda params, batch: loss(params, batch)[0]), params, batch),
+        "forward and backward pass": whole,
+        "of which layers": layer * MODEL.num_layers,
+        "of which embedding, head and loss": shallow - layer,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("python", help="an interpreter with torch and transformers")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    ours = {"video columns": Ours(False), "all columns": Ours(True)}
+    seconds = {name: [] for name in ("peer", *ours)}
+    for _ in range(arguments.rounds):
+        seconds["peer"].append(peer_seconds(arguments.python))
+        for name, training in ours.items():
+            seconds[name].append(training.seconds())
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, value in medians.items():
+        print(f"{name}: {ROWS * LENGTH / value:.0f} tokens/s ({medians['peer'] / value:.2f} of the peer's)")
+    for name, value in parts().items():
+        print(f"{name}: {value:.2f} s of {medians['video columns']:.2f} s")
+
+
+if __name__ == "__main__":
+    main()
