@@ -2,10 +2,10 @@
 
     python tests/benchmarks/train.py PYTHON [--rounds 3]
 
-PYTHON is an interpreter with torch and transformers. Both train a 66M-parameter LLaMA (8 layers of width 512, 1,152 ids,
-2 rows, float32) with AdamW on random ids; the peer's head has all 40,202 columns, ours those of video and special ids,
-as in training, and then all of them. Prints tokens per second, taken in turn (medians), their ratios, and where the
-time of a step goes.
+PYTHON is an interpreter with torch and transformers. Both train a 66M-parameter LLaMA (8 layers of width 512, 1,152
+ids, 2 rows, float32) with AdamW on random ids; the peer's head has all 40,202 columns, ours those of video and special
+ids, as in training, and then all of them. Prints tokens per second, taken in turn (medians), their ratios, and where
+the time of a step goes.
 """
 
 import argparse
