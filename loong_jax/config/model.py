@@ -11,6 +11,8 @@ from loong_jax.config.checks import (
     require_share,
 )
 
+ATTENTION = ("auto", "reference", "xla", "splash", "cudnn", "ring")
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
@@ -29,6 +31,7 @@ class TransformerConfig:
     remat: str = "none"  # "none", "dots" (keep matrix products) or "full"
     scan_layers: bool = True
     compute_dtype: str = "auto"
+    attention: str = "auto"  # "reference", "xla", "splash" (TPU), "cudnn" (GPU) or "ring" (mesh.sequence > 1)
 
     def __post_init__(self):
         positive = ("num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_dim", "num_video_ids", "max_length")
@@ -36,6 +39,7 @@ class TransformerConfig:
         require_not_negative(self, "num_text_ids", "norm_eps")
         require_choice("model.remat", self.remat, ("none", "dots", "full"))
         require_choice("model.compute_dtype", self.compute_dtype, DTYPES)
+        require_choice("model.attention", self.attention, ATTENTION)
         heads, kv_heads = self.num_heads, self.num_kv_heads
         allowed = f"model_dim {self.model_dim} must be a multiple of 2 x num_heads"
         require(self.model_dim % (2 * heads) == 0, "model.num_heads", heads, allowed)

@@ -10,7 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from loong_jax.config import TransformerConfig
-from loong_jax.models.attention import attention, cached_attention, causal_segment_mask
+from loong_jax.models.attention import attention
+from loong_jax.models.attention_mask import Mask
+from loong_jax.models.cached_attention import cached_attention
 from loong_jax.models.kv_cache import KVCache
 from loong_jax.models.layers import Rotation, project, rms_norm, rotate, rotation, swiglu
 from loong_jax.sharding import constrain
@@ -64,12 +66,12 @@ class Transformer(nnx.Module):
         self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"]
     ) -> Float[Array, "b t d"]:
         """Final hidden states of whole sequences, each place seeing its own segment up to itself."""
-        mask = causal_segment_mask(segment_ids)
+        mask, implementation = Mask(segment_ids), self.config.attention
         layers = _layer_params(self.blocks, self.compute_dtype)
         turn = rotation(positions, self.config.head_dim, self.config.rope_theta)
 
         def layer(x, params):
-            attended = self._attend(x, params, turn, lambda q, k, v: attention(q, k, v, mask))
+            attended = self._attend(x, params, turn, lambda q, k, v: attention(q, k, v, mask, implementation))
             return self._mlp(attended, params), None
 
         if self.config.remat != "none":
