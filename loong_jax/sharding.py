@@ -5,6 +5,7 @@ cut over. Imports only config.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -114,6 +115,35 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def axis_names(axis: str) -> tuple[str, ...]:
+    """The mesh axes that a logical axis is cut over, for collectives inside ``map_shards``."""
+    return RULES[axis]
+
+
+def current_parts(axis: str) -> int:
+    """Into how many parts the mesh in use (``jax.set_mesh``) cuts a logical axis; 1 outside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else num_parts(mesh, axis)
+
+
+def current_platform() -> str:
+    """What the mesh in use is made of, whether or not it is at hand; outside one, this machine: "cpu", "gpu", "tpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def map_shards(function: Callable, in_axes: tuple[LogicalAxes, ...], out_axes: LogicalAxes) -> Callable:
+    """Let every device run ``function`` on its own parts of the arguments; outside a mesh, the function itself.
+
+    An argument that is a tree has the same logical axes throughout.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    in_specs = tuple(map(partition_spec, in_axes))
+    # Kernels do not say over which axes their results vary, so this cannot be checked.
+    return jax.shard_map(function, in_specs=in_specs, out_specs=partition_spec(out_axes), check_vma=False)
 
 
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

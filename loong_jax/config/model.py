@@ -11,6 +11,8 @@ from loong_jax.config.checks import (
     require_share,
 )
 
+ATTENTION = ("auto", "reference", "xla", "splash", "cudnn", "ring")
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
@@ -36,6 +38,7 @@ class TransformerConfig:
     remat: str = "none"
     scan_layers: bool = True
     compute_dtype: str = "auto"
+    attention: str = "auto"  # "reference", "xla", "splash" (TPU), "cudnn" (GPU) or "ring" (mesh.sequence > 1)
 
     def __post_init__(self):
         positive = ("num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_dim", "num_video_ids", "max_length")
@@ -45,6 +48,7 @@ class TransformerConfig:
         require_choice("model.rope", self.rope, ("1d", "3d"))
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "it must lie in [0, 1)")
         require_choice("model.compute_dtype", self.compute_dtype, DTYPES)
+        require_choice("model.attention", self.attention, ATTENTION)
         heads, kv_heads = self.num_heads, self.num_kv_heads
         allowed = f"model_dim {self.model_dim} must be a multiple of 2 x num_heads"
         require(self.model_dim % (2 * heads) == 0, "model.num_heads", heads, allowed)

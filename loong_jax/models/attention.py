@@ -1,91 +1,108 @@
-"""Attention and its masks. True in a mask means: attend."""
+"""Attention behind one function: a description of the mask, and the implementation that suits the machine."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-_MASKED = jnp.finfo(jnp.float32).min
-_BLOCK = 64  # slots of a cache that are read together
+from loong_jax.models.attention_mask import Mask
+from loong_jax.models.blocked_attention import blocked_attention
+from loong_jax.models.dense_attention import dense_attention
+from loong_jax.models.ring_attention import ring_attention
+from loong_jax.models.splash_attention import splash_attention
+from loong_jax.sharding import current_parts, current_platform, map_shards
 
 
 def attention(
     query: Float[Array, "b t n h"],
-    key: Float[Array, "b s k h"],
-    value: Float[Array, "b s k h"],
-    mask: Bool[Array, "b t s"],
+    key: Float[Array, "b t k h"],
+    value: Float[Array, "b t k h"],
+    mask: Mask,
+    implementation: str = "auto",
 ) -> Float[Array, "b t n h"]:
-    """Scaled dot-product attention; n query heads share k key-value heads (n a multiple of k); softmax in float32.
+    """Scaled dot-product self-attention; n query heads share k key-value heads (n a multiple of k); softmax in float32.
 
-    A query that may attend nothing (padding) gets the mean of all values.
+    Implementations: "reference" (dense), "xla" (blocks of queries), "splash" (TPU kernels), "cudnn" (GPU kernels),
+    "ring" (sequences cut over devices) and "auto", which chooses among them.
+
+    Raises:
+        ValueError: the implementation cannot do this shape or mask, or does not fit the current mesh.
     """
-    rows, key, value = _rows_by_head(query, key.shape[2]), key.swapaxes(1, 2), value.swapaxes(1, 2)
-    weights = jax.nn.softmax(_scores(rows, key, mask), axis=-1).astype(value.dtype)
-    return _by_place(jnp.einsum("bkqs,bksh->bkqh", weights, value), query.shape)
-
-
-def cached_attention(
-    query: Float[Array, "b t n h"],
-    keys: Float[Array, "layers b k s h"],
-    values: Float[Array, "layers b k s h"],
-    layer: Int[Array, ""] | int,
-    mask: Bool[Array, "b t s"],
-    num_filled: Int[Array, ""] | int,
-) -> Float[Array, "b t n h"]:
-    """The same over one layer of a cache, of which only the first ``num_filled`` slots are read.
-
-    Some slots at a time, with a softmax that is corrected as larger scores turn up (arXiv 1805.02867): early tokens
-    read little, and no layer is copied out of the cache.
-    """
-    slots, heads = keys.shape[3], keys.shape[2]
-    size = min(_BLOCK, slots)
-    rows = _rows_by_head(query, heads)
-
-    def add_block(index, carry):
-        largest, total, out = carry
-        start = jnp.minimum(index * size, slots - size)  # the last block may overlap the one before
-
-        def block_of(cache):
-            block = (1, *cache.shape[1:3], size, cache.shape[4])
-            return jax.lax.dynamic_slice(cache, (layer, 0, 0, start, 0), block)[0].astype(query.dtype)
-
-        is_new = start + jnp.arange(size) >= index * size
-        seen = jax.lax.dynamic_slice_in_dim(mask, start, size, axis=2) & is_new[None, None]
-        scores = _scores(rows, block_of(keys), seen)
-        largest, before = jnp.maximum(largest, scores.max(axis=-1, keepdims=True)), largest
-        weights, kept = jnp.exp(scores - largest), jnp.exp(before - largest)
-        new = jnp.einsum(
-            "bkqs,bksh->bkqh", weights.astype(query.dtype), block_of(values), preferred_element_type=jnp.float32
+    if key.shape != value.shape or query.shape[:2] != key.shape[:2] or query.shape[2] % key.shape[2]:
+        raise ValueError(
+            "Self-attention takes queries [b, t, n, h], keys and values [b, t, k, h], n a multiple of k; given are "
+            f"{query.shape}, {key.shape} and {value.shape}."
         )
-        return largest, kept * total + weights.sum(axis=-1, keepdims=True), kept * out + new
+    parts = current_parts("length")
+    if implementation == "auto":
+        implementation = choose(current_platform(), parts, query, mask)
+    if parts > 1 and implementation in ("xla", "splash", "cudnn"):
+        raise ValueError(
+            f"Attention {implementation!r} needs whole sequences, which this mesh cuts into {parts} parts: use "
+            "model.attention='ring', or mesh.sequence=1."
+        )
+    match implementation:
+        case "reference":
+            return dense_attention(query, key, value, mask.dense(query.shape[1]))
+        case "xla":
+            return _by_shard(blocked_attention, None)(query, key, value, mask)
+        case "splash":
+            return _by_shard(splash_attention, None)(query, key, value, mask)
+        case "cudnn":
+            return cudnn_attention(query, key, value, mask)
+        case "ring" if parts > 1:
+            return _by_shard(ring_attention, "length")(query, key, value, mask)
+        case "ring":
+            raise ValueError(
+                "Attention 'ring' needs a mesh (jax.set_mesh) that cuts sequences: set mesh.sequence greater than 1, "
+                "or model.attention='auto'."
+            )
+    raise ValueError(f"There is no attention {implementation!r}: use reference, xla, splash, cudnn, ring or auto.")
 
-    column = (*rows.shape[:3], 1)
-    start = jnp.full(column, _MASKED), jnp.zeros(column), jnp.zeros(rows.shape)
-    num_blocks = (num_filled + size - 1) // size
-    _, total, out = jax.lax.fori_loop(0, num_blocks, add_block, start)
-    return _by_place((out / total).astype(query.dtype), query.shape)
+
+def choose(platform: str, sequence_parts: int, query: Float[Array, "b t n h"], mask: Mask) -> str:
+    """What "auto" is on a platform ("cpu", "gpu" or "tpu") and a mesh that cuts sequences into parts."""
+    if sequence_parts > 1:
+        return "ring"
+    if platform == "tpu" and query.shape[1] >= 128:
+        return "splash"
+    if platform == "gpu" and mask.segment_ids is None and _fits_cudnn(query):
+        return "cudnn"
+    return "xla"
 
 
-def _rows_by_head(query, num_kv_heads):
-    """[b, t, n, h] -> [b, k, t x n / k, h]: what attends to each key-value head."""
-    b, t, n, h = query.shape
-    return query.reshape(b, t, num_kv_heads, n // num_kv_heads, h).swapaxes(1, 2).reshape(b, num_kv_heads, -1, h)
+def cudnn_attention(
+    query: Float[Array, "b t n h"],
+    key: Float[Array, "b t k h"],
+    value: Float[Array, "b t k h"],
+    mask: Mask,
+    implementation: str = "cudnn",
+) -> Float[Array, "b t n h"]:
+    """Scaled dot-product attention by JAX's cuDNN kernels; "xla" in place of "cudnn" does the same on a CPU.
+
+    Raises:
+        ValueError: the mask has segments, or the kernels do not take the dtype or the size of a head.
+    """
+    if mask.segment_ids is not None:
+        raise ValueError(
+            "Attention 'cudnn' knows no segments: use model.attention='xla', or leave segment_ids out where every row "
+            "is one causal sequence with its padding at the end."
+        )
+    if implementation == "cudnn" and not _fits_cudnn(query):
+        raise ValueError(
+            f"Attention 'cudnn' takes bfloat16 or float16 and heads of a multiple of 8 up to 128, not {query.dtype} "
+            f"and {query.shape[-1]}: use model.attention='xla'."
+        )
+    window = (mask.window - 1, 0) if mask.window else None
+    return jax.nn.dot_product_attention(
+        query, key, value, is_causal=mask.causal, local_window_size=window, implementation=implementation
+    )
 
 
-def _by_place(rows, shape):
-    b, t, n, h = shape
-    return rows.reshape(b, rows.shape[1], t, -1, h).swapaxes(1, 2).reshape(shape)
+def _fits_cudnn(query):
+    return query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
 
 
-def _scores(rows, key, mask):
-    """float32 [b, k, t x n / k, s]."""
-    scores = jnp.einsum("bkqh,bksh->bkqs", rows, key, preferred_element_type=jnp.float32) * rows.shape[-1] ** -0.5
-    by_place = scores.reshape(*scores.shape[:2], mask.shape[1], -1, scores.shape[-1])
-    return jnp.where(mask[:, None, :, None], by_place, _MASKED).reshape(scores.shape)
-
-
-def causal_segment_mask(segment_ids: Int[Array, "b t"]) -> Bool[Array, "b t t"]:
-    """Attend to earlier places and oneself, in the same segment; segment 0 is padding and is never attended."""
-    length = segment_ids.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return causal[None] & same & (segment_ids > 0)[:, None, :]
+def _by_shard(function, length: str | None):
+    """Every device works on its own rows and heads, and on its own part of the sequence where ``length`` is named."""
+    queries, keys = ("batch", length, "heads", None), ("batch", length, "kv_heads", None)
+    return map_shards(function, (queries, keys, keys, ("batch", length)), queries)

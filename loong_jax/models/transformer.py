@@ -11,7 +11,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from loong_jax.config import TransformerConfig
-from loong_jax.models.attention import attention, cached_attention, causal_segment_mask
+from loong_jax.models.attention import attention
+from loong_jax.models.attention_mask import Mask
+from loong_jax.models.cached_attention import cached_attention
 from loong_jax.models.kv_cache import KVCache
 from loong_jax.models.layers import Rotation, project, rms_norm, rotate, rotation, swiglu
 from loong_jax.sharding import constrain
@@ -84,14 +86,14 @@ class Transformer(nnx.Module):
 
         With ``dropout_key`` a share ``config.dropout`` is dropped, as in training.
         """
-        mask = causal_segment_mask(segment_ids)
+        mask, implementation = Mask(segment_ids), self.config.attention
         layers = _layer_params(self.blocks, self.compute_dtype)
         turn = rotation(positions, self.config.head_dim, self.config.rope_theta)
 
         def layer(x, of_layer):
             params, keys = of_layer
             x = checkpoint_name(x, _LAYER_INPUT)
-            attended = self._attend(x, params, turn, lambda q, k, v: attention(q, k, v, mask), keys)
+            attended = self._attend(x, params, turn, lambda q, k, v: attention(q, k, v, mask, implementation), keys)
             return self._mlp(attended, params, keys), None
 
         if self.config.remat != "none":

@@ -1,11 +1,12 @@
-"""Normalization, rotary positions, gated MLP, attention and its mask against float64 NumPy."""
+"""Normalization, rotary positions, gated MLP and the attention of decoding, against float64 NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from loong_jax.models.attention import attention, cached_attention, causal_segment_mask
+from loong_jax.models.cached_attention import cached_attention
+from loong_jax.models.dense_attention import dense_attention
 from loong_jax.models.layers import rms_norm, rotate, rotation, swiglu
 
 RNG = np.random.default_rng(0)
@@ -46,21 +47,6 @@ def test_swiglu():
     np.testing.assert_allclose(swiglu(*map(jnp.asarray, (x, gate, up, down))), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-def test_grouped_attention(num_kv_heads):
-    query, key, value = normal(2, 5, 4, 8), normal(2, 7, num_kv_heads, 8), normal(2, 7, num_kv_heads, 8)
-    mask = RNG.random((2, 5, 7)) < 0.6
-    mask[..., 0] = True
-    expected = np.zeros((2, 5, 4, 8))
-    for b, t, n in np.ndindex(2, 5, 4):
-        shared = n // (4 // num_kv_heads)
-        scores = key[b, mask[b, t], shared].astype(np.float64) @ query[b, t, n] / np.sqrt(8)
-        weights = np.exp(scores - scores.max())
-        expected[b, t, n] = weights / weights.sum() @ value[b, mask[b, t], shared]
-    found = attention(*map(jnp.asarray, (query, key, value, mask)))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("num_kv_heads", [1, 4])
 def test_cached_attention_reads_the_filled_slots_and_no_others(num_kv_heads):
     """Slots past the filled ones hold NaN: one read there would be seen. 130 are two blocks and part of one."""
@@ -71,12 +57,5 @@ def test_cached_attention_reads_the_filled_slots_and_no_others(num_kv_heads):
     mask[..., 0], mask[..., filled:] = True, False
     found = jax.jit(cached_attention)(*map(jnp.asarray, (query, keys, values, 1, mask, filled)))
     part = [x[1, :, :, :filled].swapaxes(1, 2) for x in (keys, values)]
-    expected = attention(*map(jnp.asarray, (query, *part, mask[..., :filled])))
+    expected = dense_attention(*map(jnp.asarray, (query, *part, mask[..., :filled])))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_mask_is_causal_and_keeps_to_its_segment():
-    segments = np.array([[1, 1, 2, 2, 2, 0], [1, 2, 3, 0, 0, 0]], np.int32)
-    mask = causal_segment_mask(jnp.asarray(segments))
-    for b, t, s in np.ndindex(2, 6, 6):
-        assert mask[b, t, s] == (s <= t and segments[b, t] == segments[b, s] != 0)
