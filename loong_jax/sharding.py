@@ -65,11 +65,6 @@ def partition_spec(axes: LogicalAxes) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def mesh_axes(axis: str) -> tuple[str, ...]:
-    """The mesh axes that a logical axis is cut over."""
-    return RULES[axis]
-
-
 def num_parts(mesh: Mesh, axis: str | None) -> int:
     """Into how many parts a logical axis is cut."""
     return math.prod(mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ()))
@@ -117,9 +112,10 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
-def axis_names(axis: str) -> tuple[str, ...]:
-    """The mesh axes that a logical axis is cut over, for collectives inside ``map_shards``."""
-    return RULES[axis]
+def manual_axes(*axes: str) -> tuple[str, ...]:
+    """The mesh axes that logical axes are cut over, for collectives inside ``map_shards``; none outside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return () if mesh.empty else tuple(name for axis in axes for name in RULES[axis])
 
 
 def current_parts(axis: str) -> int:
@@ -134,16 +130,22 @@ def current_platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def map_shards(function: Callable, in_axes: tuple[LogicalAxes, ...], out_axes: LogicalAxes) -> Callable:
+def map_shards(function: Callable, in_axes: tuple[LogicalAxes, ...], out_axes: Any) -> Callable:
     """Let every device run ``function`` on its own parts of the arguments; outside a mesh, the function itself.
 
-    An argument that is a tree has the same logical axes throughout.
+    ``out_axes`` are the logical axes of the result, or a tree of them. What is a tree under one entry has the same
+    throughout.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function
     in_specs = tuple(map(partition_spec, in_axes))
+    out_specs = jax.tree.map(partition_spec, out_axes, is_leaf=_is_axes)
     # Kernels do not say over which axes their results vary, so this cannot be checked.
-    return jax.shard_map(function, in_specs=in_specs, out_specs=partition_spec(out_axes), check_vma=False)
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _is_axes(value: Any) -> bool:
+    return type(value) is tuple and all(axis is None or isinstance(axis, str) for axis in value)
 
 
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from loong_jax.models.attention_mask import Mask
 from loong_jax.models.dense_attention import MASKED, masked_scores, rows_by_head, rows_by_place
-from loong_jax.sharding import axis_names
+from loong_jax.sharding import manual_axes
 
 
 def ring_attention(
@@ -17,7 +17,7 @@ def ring_attention(
     Keys and values travel around the ring with their segment ids and places, which make the mask; the softmax is
     corrected as larger scores turn up, in float32. A query that may attend nothing (padding) gets zero.
     """
-    ring = axis_names("length")
+    ring = manual_axes("length")
     size, own = jax.lax.axis_size(ring), jax.lax.axis_index(ring)
     to_next = [(device, (device + 1) % size) for device in range(size)]
     length, rows = query.shape[1], rows_by_head(query, key.shape[2])

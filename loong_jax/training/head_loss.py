@@ -67,26 +67,24 @@ _head_loss.defvjp(_forward, _backward)
 
 def _on_mesh(options, has_gradient, hidden, head, targets, weights):
     """Each device scores its own places with its own columns; the head is gathered once, its gradient summed once."""
-    local = functools.partial(_score, options, has_gradient)
-    if jax.sharding.get_abstract_mesh().empty:
-        return local((), (), (), hidden, head, targets, weights)
-    rows, embed, vocab = (sharding.mesh_axes(axis) for axis in ("batch", "embed", "vocab"))
-    rows += sharding.mesh_axes("length")
-    place, whole = sharding.partition_spec(("batch", "length")), sharding.partition_spec(())
-    of_hidden = sharding.partition_spec(("batch", "length", None))
-    gradients = (of_hidden, sharding.partition_spec(("embed", "vocab"))) if has_gradient else ()
-    return jax.shard_map(
-        functools.partial(local, rows, vocab, embed),
-        in_specs=(of_hidden, sharding.partition_spec((None, "vocab")), place, place),
-        out_specs=(whole, Scores(place, place), gradients),
-        check_vma=False,
-    )(hidden, head.astype(hidden.dtype), targets, weights)
+    place, of_hidden = ("batch", "length"), ("batch", "length", None)
+    gradients = (of_hidden, ("embed", "vocab")) if has_gradient else None
+    score = sharding.map_shards(
+        functools.partial(_score, options, has_gradient),
+        (of_hidden, (None, "vocab"), place, place),
+        ((), Scores(place, place), gradients),
+    )
+    return score(hidden, head.astype(hidden.dtype), targets, weights)
 
 
-def _score(options, has_gradient, row_axes, vocab_axes, embed_axes, hidden, head, targets, weights):
-    """One device's part; ``*_axes`` are the mesh axes that places, columns and the head's rows are cut over."""
+def _score(options, has_gradient, hidden, head, targets, weights):
+    """One device's part."""
     first, stop, z_weight = options
-    shape, head = hidden.shape, head.astype(hidden.dtype)
+    # Mesh axes, none outside a mesh: what places, columns, and rows of the head are cut over.
+    row_axes, vocab_axes, embed_axes = (
+        sharding.manual_axes(*axes) for axes in (("batch", "length"), ("vocab",), ("embed",))
+    )
+    shape = hidden.shape
     offset = jax.lax.axis_index(vocab_axes) * head.shape[1] if vocab_axes else 0
     column = offset + jnp.arange(head.shape[1])
     is_column = ((column >= first) & (column < stop))[None]
@@ -121,7 +119,7 @@ def _score(options, has_gradient, row_axes, vocab_axes, embed_axes, hidden, head
     entropy, is_right = (x.reshape(shape[:2]) for x in places[:2])
     total, scores = jax.lax.psum(losses.sum(), row_axes), Scores(entropy, is_right)
     if not has_gradient:
-        return total, scores, ()
+        return total, scores, None
     if embed_axes:
         of_head = jax.lax.psum_scatter(of_head, embed_axes, scatter_dimension=0, tiled=True)
     of_head = jax.lax.psum(of_head, tuple(axis for axis in row_axes if axis not in embed_axes))
