@@ -15,11 +15,9 @@ from loong_jax.config import ConfigError, EstimateJob, TokenizerJob
 from loong_jax.evaluation.report import format_table, write_report
 from loong_jax.tokenizer import autoencoder
 from loong_jax.tokenizer.perceptual import lpips_shapes
+from loong_jax.training.mesh_choice import MEMORY_GIB
 from loong_jax.training.optimizer import make_optimizer
 from loong_jax.training.tokenizer_step import create_tokenizer_state, make_train_step
-
-# GiB of memory of one chip, as Google's documentation states them (cloud.google.com/tpu/docs).
-_MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 
 
 def run_estimate(job: EstimateJob, workdir: Path) -> list[dict]:
@@ -31,7 +29,7 @@ def run_estimate(job: EstimateJob, workdir: Path) -> list[dict]:
     console, rows = Console(soft_wrap=True), []
     for topology in job.topology.split("|"):
         devices = _devices(topology.strip())
-        available = _MEMORY[topology.strip().split(":")[0]]
+        available = MEMORY_GIB[topology.strip().split(":")[0]]
         for batch_size in job.batch_sizes:
             console.print(f"compiling for {topology}, {batch_size} clips in a batch", highlight=False)
             rows.append({"topology": topology, "devices": len(devices), "batch": batch_size})
@@ -48,8 +46,8 @@ def run_estimate(job: EstimateJob, workdir: Path) -> list[dict]:
 
 def _devices(topology: str) -> list:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
-    if topology.split(":")[0] not in _MEMORY:
-        allowed = ", ".join(_MEMORY)
+    if topology.split(":")[0] not in MEMORY_GIB:
+        allowed = ", ".join(MEMORY_GIB)
         raise ConfigError(f"topology={topology!r} is not possible: write CHIP:LAYOUT, e.g. 'v5e:2x4', of {allowed}.")
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
