@@ -14,17 +14,20 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from loong_jax import config
+from loong_jax import config, distributed
 from loong_jax.config_dict import from_config_dict, to_json_dict
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, e.g. configs/stage2.py:debug.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", True, "Join the job's other processes: see loong_jax/distributed.py.")
 
 
 def run_job(job: config.Job, workdir: Path) -> None:
     """Run ``job`` in ``workdir``; what an earlier run has finished there is not done again."""
+    distributed.check_task(job.task)
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(to_json_dict(job), indent=2) + "\n")
+    if distributed.is_first():
+        (workdir / "config.json").write_text(json.dumps(to_json_dict(job), indent=2) + "\n")
     # Imported here, so that a mistake in the settings is found before JAX starts.
     match job:
         case config.TokenizerJob():
@@ -75,11 +78,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # the libraries' own notes; progress is printed
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"warning: {distributed.process_label()}{message}\n"
     try:
         if len(argv) > 1:
             raise ValueError(f"{argv[1]!r} is not a flag: settings are written --config.field=value.")
-        run_job(from_config_dict(_CONFIG.value), Path(_WORKDIR.value))
+        job = from_config_dict(_CONFIG.value)
+        if _DISTRIBUTED.value:
+            distributed.connect()
+        run_job(job, Path(_WORKDIR.value))
     except (ValueError, OSError) as error:
         if flags.FLAGS.pdb:
             raise
@@ -92,8 +98,8 @@ def _fail(error: Exception) -> None:
         message = message.replace("\\n", ". ").replace("\\'", "'").strip("\"'")
     # ml_collections quotes the whole traceback of a config file that failed; its last line says what is wrong.
     message = message.strip().splitlines()[-1].strip().removeprefix("loong_jax.config.checks.ConfigError: ")
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    print(f"error: {distributed.process_label()}{message}", file=sys.stderr)
+    distributed.leave(2)
 
 
 def _with_huge_pages() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from loong_jax.config import ConfigError, MeshConfig
@@ -34,10 +35,10 @@ LogicalAxes = tuple[str | None, ...]
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
-    """Build the four-axis mesh over ``devices`` (all of them by default).
+    """Build the four-axis mesh over ``devices`` (all of them by default), which may be of several slices.
 
     Raises:
-        ConfigError: the axis sizes do not multiply to the number of devices.
+        ConfigError: the axis sizes do not multiply to the number of devices, or do not fit their slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, name) for name in MESH_AXES]
@@ -50,7 +51,34 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
             f"The mesh ({asked}) does not fit {len(devices)} devices: the sizes must multiply to {len(devices)}; "
             "set one axis to -1 to let it take the rest, e.g. --config.mesh.fsdp=-1."
         )
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+    num_slices = count_slices(devices)
+    if config.num_slices not in (0, num_slices):
+        raise ConfigError(
+            f"mesh.num_slices={config.num_slices} is not possible: the {len(devices)} devices are of {num_slices} "
+            f"slices; set --config.mesh.num_slices={num_slices}, or 0 for as many as there are."
+        )
+    types = (AxisType.Auto,) * 4
+    if num_slices == 1:
+        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types, devices=devices)
+    return Mesh(_grid_of_slices(sizes, num_slices, devices), MESH_AXES, axis_types=types)
+
+
+def count_slices(devices: list) -> int:
+    """Of how many slices the devices are: groups that a fast network joins."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def _grid_of_slices(sizes: list[int], num_slices: int, devices: list) -> np.ndarray:
+    """The devices in the mesh's shape: ``data``, else ``fsdp``, runs across slices in its slow part."""
+    crossing = next((axis for axis in ("data", "fsdp") if sizes[MESH_AXES.index(axis)] % num_slices == 0), None)
+    if crossing is None:
+        raise ConfigError(
+            f"The {num_slices} slices divide neither mesh.data={sizes[0]} nor mesh.fsdp={sizes[1]}, and one of these "
+            f"must run across them: set --config.mesh.data={num_slices}, or a multiple of it."
+        )
+    across = [num_slices if axis == crossing else 1 for axis in MESH_AXES]
+    within = [size // slices for size, slices in zip(sizes, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
 def partition_spec(axes: LogicalAxes) -> PartitionSpec:
@@ -148,10 +176,36 @@ def _is_axes(value: Any) -> bool:
     return type(value) is tuple and all(axis is None or isinstance(axis, str) for axis in value)
 
 
+def gathered(tree: Any) -> Any:
+    """The results ``tree`` of a jitted function, whole on every device, so that every process can fetch them."""
+    return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), tree)
+
+
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which share of every batch this process reads, and how many shares there are.
+
+    Processes whose devices hold the same rows, where another axis than the batch's runs across them, read the same.
+
+    Raises:
+        ConfigError: the processes' rows overlap in part.
+    """
+    parts = num_parts(mesh, "batch")
+    rows: dict[int, set[int]] = {}
+    for device, (part,) in NamedSharding(mesh, partition_spec(("batch",))).devices_indices_map((parts,)).items():
+        rows.setdefault(device.process_index, set()).add(part.indices(parts)[0])
+    shares = sorted({tuple(sorted(own)) for own in rows.values()})
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != parts:
+        raise ConfigError(
+            f"The rows of a batch, cut into {parts}, do not part evenly among the processes: choose mesh.data x "
+            f"mesh.fsdp as a multiple or a divisor of {len(rows)}."
+        )
+    return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
+
+
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Place a host batch on the mesh, cut over its first axis.
 
-    Every process passes its own rows; arrays are [rows, ...].
+    Every process passes the rows of its ``batch_share``; arrays are [rows, ...].
     """
     spec = partition_spec(("batch",))
     return {

@@ -14,6 +14,7 @@ SAMPLING = {"config", "config_dict", "vocab", "sharding", "checkpoint", "models"
 MAY_IMPORT = {
     "config": set(),
     "vocab": set(),
+    "distributed": set(),
     "config_dict": {"config"},
     "sharding": {"config"},
     "video": {"config"},

@@ -99,6 +99,7 @@ class LanguageModelJob:
     allow_untrained_tokenizer: bool = False  # for debugging: a random tokenizer where tokenizer_path is missing
     tokenizer: TokenizerConfig = TokenizerConfig()  # used only for the untrained one
     mesh: MeshConfig = MeshConfig()
+    choose_mesh: bool = False  # take the axis sizes that fit the devices, their memory and the shapes, not mesh's
     model: TransformerConfig = TransformerConfig()
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
@@ -113,6 +114,8 @@ class LanguageModelJob:
         is_possible = self.train.batch_size % self.accumulate == 0
         allowed = f"it must divide train.batch_size {self.train.batch_size}"
         require(is_possible, "accumulate", self.accumulate, allowed)
+        is_open = not self.choose_mesh or self.mesh == MeshConfig(num_slices=self.mesh.num_slices)
+        require(is_open, "choose_mesh", True, "it sets the sizes of mesh: leave those as they are")
 
 
 @dataclasses.dataclass(frozen=True)

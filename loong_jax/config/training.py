@@ -8,15 +8,22 @@ from loong_jax.config.sources import parse_sources
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Device counts along the four mesh axes; -1 (at most once) takes all devices the others leave."""
+    """Device counts along the four mesh axes; -1 (at most once) takes all devices the others leave.
+
+    Where devices are of several slices (GPUs: of several hosts), which only the data-centre network joins, ``data``
+    runs across them, or ``fsdp`` where ``data`` is not a multiple of their number; all else stays within.
+    """
 
     data: int = 1
     fsdp: int = -1
     sequence: int = 1
     tensor: int = 1
+    num_slices: int = 0  # how many there must be; 0: as many as there are
 
     def __post_init__(self):
+        require_not_negative(self, "num_slices")
         sizes = dataclasses.asdict(self)
+        del sizes["num_slices"]
         for name, size in sizes.items():
             require(size == -1 or size >= 1, f"mesh.{name}", size, "use a positive number, or -1 for the rest")
         require(list(sizes.values()).count(-1) <= 1, "mesh", sizes, "only one axis may be -1")

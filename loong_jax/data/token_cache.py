@@ -7,6 +7,7 @@ complete or absent, so a kill costs at most one, and hosts can write different o
 import dataclasses
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class TokenCacheWriter:
         if (self._path / "meta.json").exists():
             _check_same(self._path, _read_meta(self._path), meta)
         else:
-            temporary = self._path / f"meta.{os.getpid()}.tmp"
+            temporary = self._path / f"meta.{uuid.uuid4().hex}.tmp"  # hosts that begin together share no name
             temporary.write_text(json.dumps(dataclasses.asdict(meta), indent=2))
             os.replace(temporary, self._path / "meta.json")
 

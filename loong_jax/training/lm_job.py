@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from loong_jax import checkpoint, sharding
-from loong_jax.config import LanguageModelJob, LossConfig, TokenizerConfig, is_tokens, parse_sources
+from loong_jax.config import LanguageModelJob, LossConfig, MeshConfig, TokenizerConfig, is_tokens, parse_sources
 from loong_jax.config_dict import to_json_dict
 from loong_jax.data.lm_batches import EncodedBatches, language_model_batches
 from loong_jax.data.loader import Batches
@@ -22,6 +22,7 @@ from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.training import loop
 from loong_jax.training.lm_step import create_model_state, make_eval_step, make_train_step
 from loong_jax.training.loss_picture import draw_loss_by_frame
+from loong_jax.training.mesh_choice import Shapes, choose_mesh, present_devices
 from loong_jax.training.metrics import say
 from loong_jax.training.optimizer import make_optimizer
 from loong_jax.training.state import TrainState
@@ -41,11 +42,11 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
     Raises:
         ValueError: the tokenizer or the stage before is missing or does not fit, or the data cannot be read.
     """
-    mesh = sharding.make_mesh(job.mesh)
     tokenizer = find_tokenizer(job, workdir)
     check_fits(job, tokenizer)
+    mesh = sharding.make_mesh(_chosen_mesh(job, tokenizer) if job.choose_mesh else job.mesh)
     frames = tokenizer.config.latent_frames(job.data.num_frames)
-    train, test = _batches(job, tokenizer, frames, token_dir or workdir / "tokens")
+    train, test = _batches(job, tokenizer, frames, token_dir or workdir / "tokens", sharding.batch_share(mesh))
     optimizer = make_optimizer(job.optimizer, job.train.num_steps, transformer.matrix_axes)
 
     def init_params(key: jax.Array) -> dict:
@@ -124,8 +125,17 @@ def row_length(job: LanguageModelJob, tokenizer: TokenizerConfig, count: int = 1
     return static_length(num_codes, job.data.max_text_ids, count)
 
 
+def _chosen_mesh(job: LanguageModelJob, tokenizer: VideoTokenizer) -> MeshConfig:
+    """The mesh that fits the devices there are."""
+    length = row_length(job, tokenizer.config, max(job.data.pack, 1))
+    itemsize = transformer.compute_dtype(job.model).itemsize
+    needs = choose_mesh(Shapes(job.model, job.train.batch_size, length, itemsize), present_devices())
+    say(f"chose a mesh of {needs}")
+    return dataclasses.replace(needs.mesh, num_slices=job.mesh.num_slices)
+
+
 def _batches(
-    job: LanguageModelJob, tokenizer: VideoTokenizer, frames: int, token_dir: Path
+    job: LanguageModelJob, tokenizer: VideoTokenizer, frames: int, token_dir: Path, share: tuple[int, int]
 ) -> tuple[Batches | EncodedBatches, Batches]:
     """The batches to train on, and the held-out ones."""
     data = job.data
@@ -135,8 +145,8 @@ def _batches(
         batch_size=job.train.batch_size,
         seed=job.seed,
         rope=job.model.rope,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share[0],
+        process_count=share[1],
     )
     image_source = data.image_source or data.source
     source = image_source if frames == 1 else data.source

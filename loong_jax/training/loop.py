@@ -114,6 +114,8 @@ def _log(training, step, metrics, done, throughput, writer, progress) -> None:
 
 
 def _draw(training, step, writer) -> None:
+    if jax.process_index() > 0:  # the first process has the records
+        return
     for name, picture in training.draw(read_metrics(training.workdir)).items():
         writer.write_picture(step, name, picture)
 

@@ -1,9 +1,11 @@
-"""Where metrics go: metrics.jsonl, TensorBoard, and the screen."""
+"""Where metrics go: metrics.jsonl, TensorBoard, and the screen; of several processes the first one's alone."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,11 +26,12 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, start_step: int):
         self._workdir = workdir
-        path = workdir / "metrics.jsonl"
+        is_first = jax.process_index() == 0
+        path = workdir / "metrics.jsonl" if is_first else Path(os.devnull)
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= start_step]
         path.write_text("".join(line + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1, write_to_disk=is_first)
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         record = {name: np.asarray(value, np.float64).tolist() for name, value in metrics.items()}
@@ -68,7 +71,7 @@ class ProgressReport:
         self._title = title
         self._total = total
         self._bar = None
-        if CONSOLE.is_terminal:
+        if CONSOLE.is_terminal and jax.process_index() == 0:
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[summary]}"), console=CONSOLE)
             self._task = self._bar.add_task(title, total=total, completed=start, summary="")
@@ -84,7 +87,7 @@ class ProgressReport:
         if self._bar:
             self._bar.update(self._task, completed=done, summary=summary)
         else:
-            CONSOLE.print(f"{self._title} {done}/{self._total} {summary}", highlight=False, markup=False)
+            say(f"{self._title} {done}/{self._total} {summary}")
 
     def close(self) -> None:
         if self._bar:
@@ -93,7 +96,8 @@ class ProgressReport:
 
 def say(text: str) -> None:
     """Print one line."""
-    CONSOLE.print(text, highlight=False, markup=False)
+    if jax.process_index() == 0:
+        CONSOLE.print(text, highlight=False, markup=False)
 
 
 def summarize(metrics: dict[str, Any], names: tuple[str, ...]) -> str:

@@ -37,10 +37,16 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
     bad_list = workdir / "bad_media.jsonl"
     train_source = make_source(job.data, "train", bad_list=bad_list)
     test_source = make_source(job.data, "test", bad_list=bad_list)
-    process = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    index, count = sharding.batch_share(mesh)
     images = make_source(job.data, "train", num_frames=1, bad_list=bad_list) if job.data.image_share else None
     batches = video_batches(
-        train_source, job.data, images=images, batch_size=job.train.batch_size, seed=job.seed, **process
+        train_source,
+        job.data,
+        images=images,
+        batch_size=job.train.batch_size,
+        seed=job.seed,
+        process_index=index,
+        process_count=count,
     )
     optimizer = make_optimizer(job.optimizer, job.train.num_steps, autoencoder.matrix_axes)
     state, shardings = create_tokenizer_state(job, optimizer, mesh)
@@ -50,18 +56,16 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
     if job.loss.perceptual_weight or job.measure_lpips:
         lpips_weights = load_weights(job.loss.perceptual_weights)
     eval_step = make_eval_step(job, _NUM_SHOWN, lpips_weights if job.measure_lpips else None)
-    # The same held-out examples at every evaluation.
-    held_out = [
-        {"video": np.stack([test_source[batch * job.train.batch_size + row]["video"] for row in rows])}
-        for rows in [range(job.train.batch_size)]
-        for batch in range(job.train.eval_batches)
-    ]
+    # The same held-out examples at every evaluation; of each batch this process's share.
+    rows = job.train.batch_size // count
+    starts = [batch * job.train.batch_size + index * rows for batch in range(job.train.eval_batches)]
+    held_out = [{"video": np.stack([test_source[start + row]["video"] for row in range(rows)])} for start in starts]
 
     def evaluate(state: TrainState) -> dict:
         results = [eval_step(state.best_params, sharding.shard_batch(mesh, batch)) for batch in held_out]
         ids = np.concatenate([np.asarray(result.ids).reshape(-1) for result in results])
         if jax.process_index() == 0:
-            originals, decoded = held_out[0]["video"][:_NUM_SHOWN], np.asarray(results[0].shown)
+            originals, decoded = np.asarray(results[0].originals), np.asarray(results[0].shown)
             write_strip(workdir / "samples" / "reconstruction", originals, decoded, job.data.fps)
         return {
             **{name: np.mean([np.asarray(result.scores[name]) for result in results]) for name in results[0].scores},

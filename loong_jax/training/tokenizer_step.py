@@ -187,10 +187,11 @@ def _adaptive_weight(pull_back, pixel_gradient, game_gradient, loss: TokenizerLo
 
 
 class Evaluation(NamedTuple):
-    """Per video: PSNR in dB, SSIM, LPIPS if measured; ids; and the first few reconstructions."""
+    """Per video: PSNR in dB, SSIM, LPIPS if measured; ids; and the first few videos with their reconstructions."""
 
     scores: dict[str, Float[Array, " b"]]
     ids: Int[Array, "b t h w"]
+    originals: UInt8[Array, "n t h w 3"]
     shown: UInt8[Array, "n t h w 3"]
 
 
@@ -212,7 +213,7 @@ def make_eval_step(
             frames = tuple(x.swapaxes(0, 1) for x in (decoded, video))
             scores["lpips"] = jax.lax.map(lambda pair: lpips(lpips_weights, *pair), frames).mean(axis=0)
         shown = jnp.round((decoded[:num_shown] + 1) * 127.5).astype(jnp.uint8)
-        return Evaluation(scores, output.quantized.ids, shown)
+        return sharding.gathered(Evaluation(scores, output.quantized.ids, batch["video"][:num_shown], shown))
 
     return evaluate if lpips_weights is None else functools.partial(evaluate, lpips_weights=lpips_weights)
 

@@ -1,0 +1,122 @@
+"""Several processes as one: how they find each other, before JAX sees a device, how they speak, and how they end.
+
+JAX itself recognises TPU pods (Compute Engine and GKE), Slurm steps and Open MPI. Anywhere else three environment
+variables say who is who: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+"""
+
+import os
+import re
+import socket
+import sys
+import threading
+
+import jax
+
+_SHARED_TASKS = ("tokenizer", "tokenize", "language_model")
+_COUNTS = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+
+
+def connect(timeout: int = 300) -> None:
+    """Join the other processes of this job, if it has any; a process that runs alone starts nothing.
+
+    Raises:
+        ValueError: a variable makes no sense, or the others did not answer within ``timeout`` seconds.
+    """
+    address, counts = os.environ.get("JAX_COORDINATOR_ADDRESS"), _counts()
+    if address is not None and not re.fullmatch(r".+:\d+", address):
+        raise ValueError(f"JAX_COORDINATOR_ADDRESS={address!r} is not possible: write host:port of process 0.")
+    if counts.get("num_processes", 2) == 1 or (address is None and _is_alone()):
+        return
+    who = f"Process {counts['process_id']}" if "process_id" in counts else "This process"
+    who += f" on {socket.gethostname()}"
+    waiting = threading.Timer(timeout, _give_up, [who, counts.get("num_processes"), address, timeout])
+    waiting.daemon = True
+    waiting.start()
+    try:
+        if address is not None and counts.get("process_id") == 0:
+            socket.create_server(("", int(address.rpartition(":")[2]))).close()  # JAX crashes where the port is taken
+        # JAX kills a process whose own time is over, so that its time is the longer one.
+        options = dict(local_device_ids=_all_gpus_of_node(), initialization_timeout=timeout + 60)
+        jax.distributed.initialize(address, **counts, **options)
+    except (ValueError, RuntimeError, OSError) as error:
+        if address is None and not counts and "coordinator_address" in str(error):
+            return  # JAX recognises no cluster
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(". ")
+        raise ValueError(
+            f"{who} cannot join the others ({reason}): set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID, or run it alone with --nodistributed."
+        ) from error
+    finally:
+        waiting.cancel()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and reports progress."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def check_task(task: str) -> None:
+    """Raise ValueError where several processes would all do the same work."""
+    if task not in _SHARED_TASKS and jax.distributed.is_initialized() and jax.process_count() > 1:
+        raise ValueError(
+            f"task {task!r} is the work of one process, and there are {jax.process_count()}: start it on one host, "
+            "with --nodistributed."
+        )
+
+
+def process_label() -> str:
+    """How messages name this process: "" where it runs alone."""
+    is_one_of_many = jax.distributed.is_initialized() and jax.process_count() > 1
+    return f"process {jax.process_index()}: " if is_one_of_many else ""
+
+
+def leave(code: int) -> None:
+    """End this process at once: one that waited for the others would wait for what it no longer takes part in."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _counts() -> dict[str, int]:
+    given = {field: os.environ[name] for field, name in _COUNTS.items() if name in os.environ}
+    for field, value in given.items():
+        if not value.isdecimal():
+            raise ValueError(f"{_COUNTS[field]}={value!r} is not possible: write a whole number.")
+    counts = {field: int(value) for field, value in given.items()}
+    total, own = counts.get("num_processes"), counts.get("process_id")
+    if total is not None and own is not None and own >= total:
+        raise ValueError(
+            f"JAX_PROCESS_ID={own} is not possible: of JAX_NUM_PROCESSES={total} they are 0 to {total - 1}."
+        )
+    return counts
+
+
+def _is_alone() -> bool:
+    """Whether a launcher that JAX would ask has started but this process."""
+    if "1" in (os.environ.get("SLURM_NTASKS"), os.environ.get("OMPI_COMM_WORLD_SIZE")):
+        return True
+    # A pod of Kubernetes that is neither of an indexed job nor of a TPU slice has nobody to look for.
+    of_a_job = {"JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"}
+    return "KUBERNETES_SERVICE_HOST" in os.environ and not of_a_job & os.environ.keys()
+
+
+def _all_gpus_of_node() -> list[int] | None:
+    """Every GPU of a node whose only Slurm task this is, where JAX would take one for each task; else JAX decides."""
+    one_a_node = re.fullmatch(r"1(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    count = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    is_open = one_a_node and count.isdecimal() and "JAX_LOCAL_DEVICE_IDS" not in os.environ
+    return list(range(int(count))) if is_open else None
+
+
+def _give_up(who: str, total: int | None, address: str | None, timeout: int) -> None:
+    """Say what is missing and end the process, which waits in a call that nothing interrupts."""
+    print(
+        f"error: {who} did not meet the others at {address or 'the address that JAX found'} within {timeout} s: "
+        f"start all {f'{total} ' if total else ''}processes, and check that this host reaches that address and that "
+        "its port is free; --nodistributed runs one process alone.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
