@@ -196,6 +196,7 @@ IMPOSSIBLE = [
     (LossConfig, {"context_corruption": 1.5}, "context_corruption", 1.5, "in [0, 1]"),
     (OptimizerConfig, {"schedule": "linear"}, "optimizer.schedule", "linear", "'cosine', 'wsd'"),
     (OptimizerConfig, {"decay_share": 1.1}, "decay_share", 1.1, "in [0, 1]"),
+    (TransformerConfig, {"attention": "flash"}, "model.attention", "flash", "'splash'"),
     (TransformerConfig, {"rope": "2d"}, "model.rope", "2d", "'1d', '3d'"),
     (TransformerConfig, {"dropout": 1.0}, "model.dropout", 1.0, "[0, 1)"),
     (LanguageModelJob, {"accumulate": 3}, "accumulate", 3, "divide train.batch_size 256"),
