@@ -87,6 +87,7 @@ IMPOSSIBLE = [
     (TransformerConfig, {"rope_theta": 0.0}, "rope_theta", 0.0, POSITIVE),
     *[(TransformerConfig, {field: -1}, field, -1, NOT_NEGATIVE) for field in ("num_text_ids", "norm_eps")],
     (TransformerConfig, {"remat": "all"}, "model.remat", "all", "'none', 'dots', 'full'"),
+    (TransformerConfig, {"attention": "flash"}, "model.attention", "flash", "'splash', 'cudnn', 'ring'"),
     (TransformerConfig, {"compute_dtype": "half"}, "model.compute_dtype", "half", "'auto', 'float32', 'bfloat16'"),
     (TransformerConfig, {"num_heads": 7}, "model.num_heads", 7, "model_dim 1536 must be a multiple of 2 x"),
     (TransformerConfig, {"num_kv_heads": 3}, "model.num_kv_heads", 3, "divide num_heads 16"),

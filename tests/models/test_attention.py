@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from loong_jax.models import ring_attention as ring
 from loong_jax.models import splash_attention as splash
 from loong_jax.models.attention import attention, choose, cudnn_attention
 from loong_jax.models.attention_mask import Mask
@@ -94,7 +95,8 @@ def test_splash_kernels(name, monkeypatch):
 
 @pytest.mark.parametrize("sizes", [{"sequence": 8}, {"fsdp": 2, "sequence": 2, "tensor": 2}], ids=str)
 @pytest.mark.parametrize("name", MASKS)
-def test_ring(name, sizes, make_mesh):
+def test_ring(name, sizes, make_mesh, monkeypatch):
+    monkeypatch.setattr(ring, "_LARGEST_CHUNK", 60)  # of the 100 places of one device
     with jax.set_mesh(make_mesh(**sizes)):
         assert_equal_results(MASKS[name], lambda *arguments: attention(*arguments, "ring"))
 
