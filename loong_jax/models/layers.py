@@ -1,5 +1,7 @@
 """The parts of a LLaMA block that are not attention: normalization, rotary positions, the gated MLP."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -42,6 +44,33 @@ def swiglu(
 ) -> Float[Array, "b t d"]:
     """Gated MLP, down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
     return project(jax.nn.silu(project(x, gate)) * project(x, up), down)
+
+
+def swiglu_in_parts(
+    x: Float[Array, "b t d"],
+    gate: Float[Array, "d f"],
+    up: Float[Array, "d f"],
+    down: Float[Array, "f d"],
+    num_parts: int,
+    shards: int = 1,
+) -> Float[Array, "b t d"]:
+    """The same, one part of the width after another, each computed again for its gradients.
+
+    Inside of a layer that is rematerialized this is no more work: what the layer would compute again is dropped, for
+    nothing needs it. Each part has its share of each of the ``shards`` that the width is cut into.
+    """
+
+    def cut(weight, axis):
+        before, after = weight.shape[:axis], weight.shape[axis + 1 :]
+        split = jnp.moveaxis(weight.reshape(*before, shards, num_parts, -1, *after), axis + 1, 0)
+        return split.reshape(num_parts, *before, -1, *after)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def add(total, weights):
+        return total + swiglu(x, *weights), None
+
+    weights = (cut(gate, 1), cut(up, 1), cut(down, 0))
+    return jax.lax.scan(add, jnp.zeros_like(x), weights)[0]
 
 
 def project(x: Float[Array, "b t d"], weight: Float[Array, "d f"]) -> Float[Array, "b t f"]:
