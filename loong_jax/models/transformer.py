@@ -79,12 +79,13 @@ class Transformer(nnx.Module):
         self,
         tokens: Int[Array, "b t"],
         positions: Int[Array, "b t *axes"],
-        segment_ids: Int[Array, "b t"],
+        segment_ids: Int[Array, "b t"] | None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "b t d"]:
         """Final hidden states of whole sequences, each place seeing its own segment up to itself.
 
-        With ``dropout_key`` a share ``config.dropout`` is dropped, as in training.
+        Without ``segment_ids`` a row is one segment. With ``dropout_key`` a share ``config.dropout`` is dropped, as in
+        training.
         """
         mask, implementation = Mask(segment_ids), self.config.attention
         layers = _layer_params(self.blocks, self.compute_dtype)

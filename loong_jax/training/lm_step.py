@@ -62,7 +62,9 @@ def make_loss(job: LanguageModelJob, num_frames: int) -> Callable[..., tuple[Flo
             dropout_key, corruption_key = jax.random.split(key)
             if job.loss.context_corruption:
                 tokens = corrupt(tokens, batch["frame_ids"], corruption_key, job)
-        hidden = model.hidden(tokens, batch["positions"], batch["segment_ids"], dropout_key)
+        # A row that is not packed is one causal sequence with its padding at the end, which every kernel can do.
+        segments = batch["segment_ids"] if job.data.pack else None
+        hidden = model.hidden(tokens, batch["positions"], segments, dropout_key)
         # Each place predicts the next one; the last has nothing to predict, and a length that is cut stays whole.
         following = {name: jnp.roll(batch[name], -1, axis=1) for name in ("tokens", "loss_weights", "frame_ids")}
         is_last = jnp.arange(tokens.shape[1])[None] == tokens.shape[1] - 1

@@ -21,7 +21,7 @@ from loong_jax.config import (
 from loong_jax.training.lm_job import train_language_model
 from loong_jax.training.tokenizer_job import train_tokenizer
 
-MEASURED = re.compile("_per_second$|_seconds$|^peak_memory")
+MEASURED = re.compile("_per_second$|_seconds$|^peak_memory|^mfu$")
 TRAIN = TrainConfig(
     num_steps=4, batch_size=8, log_every=1, checkpoint_every=2, keep_checkpoints=4, eval_every=4, eval_batches=1
 )
