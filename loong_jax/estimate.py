@@ -47,6 +47,8 @@ def run_estimate(job: EstimateJob, workdir: Path) -> list[dict]:
         ConfigError: a target or experiment is not known, or the extra [tpu] is not installed.
     """
     console, rows = Console(soft_wrap=True), []
+    jax.config.update("jax_exec_time_optimization_effort", job.effort)
+    jax.config.update("jax_memory_fitting_effort", job.effort)
     for experiment in job.experiment.split("|"):
         training = _changed(load_job(job.configs, experiment.strip()), job)
         for target in job.target.split("|"):
@@ -180,7 +182,8 @@ def _changed(training: Experiment, job: EstimateJob) -> Experiment:
     dtype = "float32" if job.target.strip() == "cpu" else "bfloat16"
     if not is_model:
         return dataclasses.replace(training, tokenizer=dataclasses.replace(training.tokenizer, compute_dtype=dtype))
-    chosen = {name: value for name, value in (("remat", job.remat), ("attention", job.attention)) if value}
+    asked = {"remat": job.remat, "attention": job.attention, "mlp_parts": job.mlp_parts}
+    chosen = {name: value for name, value in asked.items() if value}
     return dataclasses.replace(training, model=dataclasses.replace(training.model, compute_dtype=dtype, **chosen))
 
 

@@ -192,6 +192,8 @@ IMPOSSIBLE = [
     (EvaluateJob, {"num_clips": 0}, "num_clips", 0, POSITIVE),
     (EstimateJob, {"batch_sizes": (8, 0)}, "batch_sizes", (8, 0), "greater than 0"),
     (EstimateJob, {"length": -1}, "length", -1, NOT_NEGATIVE),
+    (EstimateJob, {"mlp_parts": -1}, "mlp_parts", -1, NOT_NEGATIVE),
+    (EstimateJob, {"effort": -2.0}, "effort", -2.0, "[-1, 1]"),
     (LossConfig, {"z_weight": -1.0}, "z_weight", -1.0, NOT_NEGATIVE),
     (EstimateJob, {"step": "decode"}, "step", "decode", "'training', 'sampling'"),
     (LossConfig, {"context_corruption": 1.5}, "context_corruption", 1.5, "in [0, 1]"),

@@ -179,16 +179,20 @@ class EstimateJob:
     step: str = "training"  # or "sampling": prefill and the decoding loop of a clip
     batch_sizes: tuple[int, ...] = ()  # tried in turn until one does not fit; empty: the largest is looked for
     length: int = 0  # ids in a row; 0: as the experiment's
+    # How hard the compiler tries, from -1 to 1; at -1 it is several times faster, and its program needs more memory.
+    effort: float = 0.0
     compiler_time: bool = False  # also ask for the compiler's own guess, which takes two more compilations
-    # What is changed of the experiment: "" is as it is there.
+    # What is changed of the experiment: "" and 0 are as it is there.
     remat: str = ""
+    mlp_parts: int = 0
     attention: str = ""
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
         require(min(self.batch_sizes, default=1) > 0, "batch_sizes", self.batch_sizes, "each must be greater than 0")
         require_choice("step", self.step, ("training", "sampling"))
-        require_not_negative(self, "length")
+        require(-1 <= self.effort <= 1, "effort", self.effort, "it must lie in [-1, 1]")
+        require_not_negative(self, "length", "mlp_parts")
 
 
 Job = TokenizerJob | TokenizeJob | CheckDataJob | LanguageModelJob | SampleJob | DemoJob | EvaluateJob | EstimateJob
