@@ -53,11 +53,13 @@ def swiglu_in_parts(
     down: Float[Array, "f d"],
     num_parts: int,
     shards: int = 1,
+    unroll: bool = False,
 ) -> Float[Array, "b t d"]:
     """The same, one part of the width after another, each computed again for its gradients.
 
     Inside of a layer that is rematerialized this is no more work: what the layer would compute again is dropped, for
-    nothing needs it. Each part has its share of each of the ``shards`` that the width is cut into.
+    nothing needs it. Each part has its share of each of the ``shards`` that the width is cut into;
+    ``unroll`` writes the loop out.
     """
 
     def cut(weight, axis):
@@ -70,7 +72,7 @@ def swiglu_in_parts(
         return total + swiglu(x, *weights), None
 
     weights = (cut(gate, 1), cut(up, 1), cut(down, 0))
-    return jax.lax.scan(add, jnp.zeros_like(x), weights)[0]
+    return jax.lax.scan(add, jnp.zeros_like(x), weights, unroll=unroll)[0]
 
 
 def project(x: Float[Array, "b t d"], weight: Float[Array, "d f"]) -> Float[Array, "b t f"]:

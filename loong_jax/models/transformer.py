@@ -190,7 +190,8 @@ class Transformer(nnx.Module):
         if self.config.mlp_parts == 1:
             out = swiglu(normal, *weights)
         else:
-            out = swiglu_in_parts(normal, *weights, self.config.mlp_parts, current_parts("mlp"))
+            parts, shards = self.config.mlp_parts, current_parts("mlp")
+            out = swiglu_in_parts(normal, *weights, parts, shards, unroll=not self.config.scan_layers)
         out = out if keys is None else self._drop(out, keys[1])
         return constrain(x + out, "batch", "length", None)
 
