@@ -71,7 +71,7 @@ class TransformerConfig:
 TRANSFORMER_PRESETS = {
     "700m": TransformerConfig(),
     "3b": TransformerConfig(num_layers=26, model_dim=3072, num_heads=24, num_kv_heads=24, mlp_dim=8192),
-    "7b": TransformerConfig(num_layers=32, model_dim=4096, num_heads=32, num_kv_heads=32, mlp_dim=11008),
+    "7b": TransformerConfig(num_layers=32, model_dim=4096, num_heads=32, num_kv_heads=32, mlp_dim=11008, mlp_parts=2),
 }
 
 
