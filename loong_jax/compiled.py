@@ -38,7 +38,7 @@ def collectives(text: str) -> dict[str, int]:
     """Bytes that pass through each device in one run, by kind of collective, of a program's HLO text.
 
     A loop's body counts as often as it runs. An array is counted in full, and twice where all devices reduce it and get
-    the result; a collective that the compiler has spread over several fusions carries one channel and counts once.
+    the result; a collective that the compiler has spread over a chain of fusions counts once.
     """
     computations, entry = _computations(text)
     runs = _runs(computations, entry)
@@ -55,7 +55,7 @@ def collectives(text: str) -> dict[str, int]:
                 size *= _group_size(rest)
             elif kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
-            channel = re.search(r"channel_id=(\d+)", rest)
+            channel = re.search(r"channel_id=(\d+)", rest) if "chain_id=" in rest else None
             key = (kind, channel.group(1)) if channel else (kind, name, index)
             sent[key] = kind, max(sent.get(key, ("", 0))[1], runs[name] * size * _COLLECTIVES[kind])
     total: dict[str, int] = defaultdict(int)
@@ -72,7 +72,7 @@ def _computations(text: str) -> tuple[dict[str, list[tuple[str, str, str]]], str
             name = header["name"]
             computations[name] = []
             entry = name if header["entry"] else entry
-        elif line.startswith("}"):
+        elif line == "}":  # a kernel's settings have lines of their own, which end with more of these
             name = None
         elif name is not None and (found := _OPCODE.match(line)):
             computations[name].append((found["result"], found["opcode"], found["rest"]))

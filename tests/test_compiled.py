@@ -20,12 +20,12 @@ HloModule jit_step, is_scheduled=true
 
 %fused.1 (p: bf16[2,8]) -> bf16[16,8] {
   %p = bf16[2,8]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %all-gather.7 = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=3, replica_groups=mesh['a'=8] {'a'}
+  ROOT %all-gather.7 = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=3, attributes={chain_id="1"}
 }
 
 %async_collective_fusion.2 (p: bf16[2,8]) -> (bf16[4,4], bf16[16,8]) {
   %p = bf16[2,8]{1,0:T(8,128)(2,1)} parameter(0)
-  %all-gather.8 = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=3, replica_groups=mesh['a'=8] {'a'}
+  %all-gather.8 = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=3, attributes={chain_id="2"}
   ROOT %t = (bf16[4,4], bf16[16,8]) tuple(%p, %all-gather.8)
 }
 
@@ -52,8 +52,13 @@ HloModule jit_step, is_scheduled=true
 
 ENTRY %main.1 (p: bf16[2,8]) -> f32[8] {
   %p = bf16[2,8]{1,0} parameter(0)
+  %kernel = f32[8]{0} custom-call(%p), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":
+"settings":"{\"block\": 512}
+}}, metadata={op_name="jit(step)/kernel"}
   %loop = (s32[], bf16[2,8]{1,0}) while(%p), condition=%condition.1, body=%body.1
   %s = f32[8]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.5
+  %n = f32[] all-reduce(%p), channel_id=9, replica_groups={{0,1,2,3}}, to_apply=%add.1
+  %m = f32[] all-reduce(%p), channel_id=9, replica_groups={{0,1,2,3}}, to_apply=%add.1
   %r = f32[8]{0} reduce-scatter(%p), channel_id=9, replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add.1
   %g = (f32[3]{0}, f32[24]{0}) all-gather-start(%p), channel_id=10, replica_groups=[1,8]<=[8], dimensions={0}
   ROOT %out = f32[8]{0} all-reduce(%s), channel_id=11, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add.1
@@ -65,7 +70,7 @@ def test_the_tpu_compilers_text():
     assert collectives(TPU_TEXT) == {
         "all-gather": 5 * 16 * 8 * 2 + 24 * 4,
         "reduce-scatter": 64 * 4 + 4 * 8 * 4,
-        "all-reduce": 2 * 8 * 4,
+        "all-reduce": 2 * (8 + 1 + 1) * 4,
     }
 
 
