@@ -47,8 +47,7 @@ def run_estimate(job: EstimateJob, workdir: Path) -> list[dict]:
         ConfigError: a target or experiment is not known, or the extra [tpu] is not installed.
     """
     console, rows = Console(soft_wrap=True), []
-    jax.config.update("jax_exec_time_optimization_effort", job.effort)
-    jax.config.update("jax_memory_fitting_effort", job.effort)
+    jax.config.update("jax_optimization_level", job.optimization_level or "UNKNOWN")
     for experiment in job.experiment.split("|"):
         training = _changed(load_job(job.configs, experiment.strip()), job)
         for target in job.target.split("|"):

@@ -193,7 +193,7 @@ IMPOSSIBLE = [
     (EstimateJob, {"batch_sizes": (8, 0)}, "batch_sizes", (8, 0), "greater than 0"),
     (EstimateJob, {"length": -1}, "length", -1, NOT_NEGATIVE),
     (EstimateJob, {"mlp_parts": -1}, "mlp_parts", -1, NOT_NEGATIVE),
-    (EstimateJob, {"effort": -2.0}, "effort", -2.0, "[-1, 1]"),
+    (EstimateJob, {"optimization_level": "1"}, "optimization_level", "1", "'O0', 'O1'"),
     (LossConfig, {"z_weight": -1.0}, "z_weight", -1.0, NOT_NEGATIVE),
     (EstimateJob, {"step": "decode"}, "step", "decode", "'training', 'sampling'"),
     (LossConfig, {"context_corruption": 1.5}, "context_corruption", 1.5, "in [0, 1]"),

@@ -179,8 +179,9 @@ class EstimateJob:
     step: str = "training"  # or "sampling": prefill and the decoding loop of a clip
     batch_sizes: tuple[int, ...] = ()  # tried in turn until one does not fit; empty: the largest is looked for
     length: int = 0  # ids in a row; 0: as the experiment's
-    # How hard the compiler tries, from -1 to 1; at -1 it is several times faster, and its program needs more memory.
-    effort: float = 0.0
+    # How hard the compiler tries, "O0" to "O3", or "" as in a training; at "O1" it is several times faster, and its program
+    # needs somewhat more memory.
+    optimization_level: str = ""
     compiler_time: bool = False  # also ask for the compiler's own guess, which takes two more compilations
     # What is changed of the experiment: "" and 0 are as it is there.
     remat: str = ""
@@ -191,7 +192,7 @@ class EstimateJob:
     def __post_init__(self):
         require(min(self.batch_sizes, default=1) > 0, "batch_sizes", self.batch_sizes, "each must be greater than 0")
         require_choice("step", self.step, ("training", "sampling"))
-        require(-1 <= self.effort <= 1, "effort", self.effort, "it must lie in [-1, 1]")
+        require_choice("optimization_level", self.optimization_level, ("", "O0", "O1", "O2", "O3"))
         require_not_negative(self, "length", "mlp_parts")
 
 
