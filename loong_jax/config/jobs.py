@@ -179,8 +179,8 @@ class EstimateJob:
     step: str = "training"  # or "sampling": prefill and the decoding loop of a clip
     batch_sizes: tuple[int, ...] = ()  # tried in turn until one does not fit; empty: the largest is looked for
     length: int = 0  # ids in a row; 0: as the experiment's
-    # How hard the compiler tries, "O0" to "O3", or "" as in a training; at "O1" it is several times faster, and its program
-    # needs somewhat more memory.
+    # How hard the compiler tries, "O0" to "O3", or "" as in a training; at "O1" it is several times faster, and its
+    # program needs somewhat more memory.
     optimization_level: str = ""
     compiler_time: bool = False  # also ask for the compiler's own guess, which takes two more compilations
     # What is changed of the experiment: "" and 0 are as it is there.
