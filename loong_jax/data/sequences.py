@@ -111,5 +111,10 @@ def _empty_row(vocabulary: Vocabulary, length: int, rope: str) -> Row:
 
 
 def static_length(num_codes: int, max_text_ids: int, count: int = 1) -> int:
-    """The common length of a batch's rows with room for ``count`` sequences, rounded up to a multiple of 16."""
-    return -(-count * (num_codes + max_text_ids + NUM_MARKERS) // 16) * 16
+    """The common length of a batch's rows with room for ``count`` sequences.
+
+    It is a multiple of 16, and above 2,048 of 512, into which attention kernels cut it evenly.
+    """
+    needed = count * (num_codes + max_text_ids + NUM_MARKERS)
+    multiple = 16 if needed <= 2048 else 512
+    return -(-needed // multiple) * multiple

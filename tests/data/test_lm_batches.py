@@ -157,7 +157,7 @@ def test_batches_from_pixels_are_those_from_the_cache():
 
 
 def test_rows_have_room_for_the_longest_captions():
-    assert static_length(1280, 64) == 1360 and static_length(1280, 64, 4) == 5392
+    assert static_length(1280, 64) == 1360 and static_length(1280, 64, 4) == 5632
     data = DataConfig(text_drop=0.0, max_text_ids=9, pack=3)
     (batch,) = itertools.islice(batches(Ids(64, (3, 2, 2), longest=40), None, data, 3, 4).iterate(), 1)
     assert (batch["segment_ids"].max(axis=1) == 3).all()
