@@ -1,7 +1,5 @@
 """Attention in plain XLA operations that reads only what the mask can allow, a block of queries at a time."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -9,26 +7,29 @@ from jaxtyping import Array, Bool, Float
 from loong_jax.models.attention_mask import Mask
 from loong_jax.models.dense_attention import MASKED, rows_by_head, rows_by_place
 
+_LONGEST_KEPT = 2048  # places whose weights are kept, which is a tenth faster
+
 
 def blocked_attention(
     query: Float[Array, "b t n h"], key: Float[Array, "b t k h"], value: Float[Array, "b t k h"], mask: Mask
 ) -> Float[Array, "b t n h"]:
     """Scaled dot-product attention; a block of queries reads the keys up to its last one, and within the window.
 
-    For the gradients every block computes its weights again: only queries, keys and values are kept.
+    For the gradients of long sequences every block computes its weights again: only queries, keys and values are kept.
     """
     (_, t, n, _), k, size = query.shape, key.shape[2], _block_size(query.shape[1])
     # Batch and heads are one axis: XLA on CPU is slower at products with two.
     rows = _merged(rows_by_head(query, k))
     key, value = (_merged(x.swapaxes(1, 2)) for x in (key, value))
 
-    @functools.partial(jax.checkpoint, static_argnums=3)
     def block(rows, key, value, start):
         stop = min(start + size, t)
         seen = slice(max(0, start - mask.window + 1) if mask.window else 0, stop if mask.causal else t)
         shared = slice(start * n // k, stop * n // k)
         return _attend(rows[:, shared], key[:, seen], value[:, seen], _part(mask, slice(start, stop), seen))
 
+    if t > _LONGEST_KEPT:
+        block = jax.checkpoint(block, static_argnums=3)
     out = jnp.concatenate([block(rows, key, value, start) for start in range(0, t, size)], axis=1)
     return rows_by_place(out.reshape(-1, k, *out.shape[1:]), query.shape)
 
