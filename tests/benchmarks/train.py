@@ -4,25 +4,25 @@
 
 PYTHON is an interpreter with torch and transformers. Both train a 66M-parameter LLaMA (8 layers of width 512, 1,152
 ids, 2 rows, float32) with AdamW on random ids; the peer's head has all 40,202 columns, ours those of video and special
-ids, as in training, and then all of them. Prints tokens per second, taken in turn (medians), their ratios, and where
-the time of a step goes.
+ids, as in training, and then all of them. Prints tokens per second, taken in turn (medians), their ratios, and which
+share of a matrix product's rate the model's own products reach.
 """
 
 import argparse
-import dataclasses
 import os
 import statistics
 import subprocess
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from loong_jax import sharding
 from loong_jax.config import LanguageModelJob, LossConfig, MeshConfig, TransformerConfig
-from loong_jax.models import transformer
-from loong_jax.training.lm_step import create_model_state, make_loss, make_train_step
+from loong_jax.training.lm_step import create_model_state, make_train_step
 from loong_jax.training.optimizer import make_optimizer
+from loong_jax.training.throughput import training_flops_per_token
 
 LENGTH, ROWS, STEPS = 1152, 2, 3
 MODEL = TransformerConfig(num_layers=8, model_dim=512, num_heads=8, num_kv_heads=8, mlp_dim=1376)
@@ -96,37 +96,16 @@ class Ours:
         return min(times)
 
 
-def best(function, *arguments) -> float:
-    """Seconds of the best of a few calls, compiled before."""
-    jax.block_until_ready(function(*arguments))
+def matmul_rate() -> float:
+    """FLOP/s of one product of the size of the MLP's, the best of a few."""
+    x, weight = jnp.ones((ROWS * LENGTH, MODEL.model_dim)), jnp.ones((MODEL.model_dim, MODEL.mlp_dim))
+    product = jax.jit(jnp.matmul)
     times = []
-    for _ in range(STEPS):
+    for _ in range(10):
         start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
+        product(x, weight).block_until_ready()
         times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def parts() -> dict[str, float]:
-    """Seconds of parts of a step, each compiled alone: the loss, its gradient, and the gradient without any layer."""
-    job = LanguageModelJob(model=MODEL)
-    params, batch = transformer.init_params(MODEL, jax.random.key(0)), jax.device_put(make_batch())
-    loss = make_loss(job, 5)
-
-    def gradient(loss):
-        return jax.jit(jax.grad(lambda params, batch: loss(params, batch)[0]))
-
-    bare = dataclasses.replace(job, model=dataclasses.replace(MODEL, num_layers=1))
-    one = jax.tree.map(lambda x: x[:1], params["blocks"])
-    whole = best(gradient(loss), params, batch)
-    shallow = best(gradient(make_loss(bare, 5)), params | {"blocks": one}, batch)
-    layer = (whole - shallow) / (MODEL.num_layers - 1)
-    return {
-        "forward pass and loss": best(jax.jit(lambda params, batch: loss(params, batch)[0]), params, batch),
-        "forward and backward pass": whole,
-        "of which layers": layer * MODEL.num_layers,
-        "of which embedding, head and loss": shallow - layer,
-    }
+    return 2 * x.size * MODEL.mlp_dim / min(times)
 
 
 def main() -> None:
@@ -143,8 +122,9 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, value in medians.items():
         print(f"{name}: {ROWS * LENGTH / value:.0f} tokens/s ({medians['peer'] / value:.2f} of the peer's)")
-    for name, value in parts().items():
-        print(f"{name}: {value:.2f} s of {medians['video columns']:.2f} s")
+    for name, training in ours.items():
+        products = training_flops_per_token(MODEL, LENGTH, name == "all columns") * ROWS * LENGTH
+        print(f"{name}: {products / medians[name] / 1e9:.0f} GFLOP/s of {matmul_rate() / 1e9:.0f} of a matrix product")
 
 
 if __name__ == "__main__":
