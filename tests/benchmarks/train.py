@@ -122,7 +122,7 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, value in medians.items():
         print(f"{name}: {ROWS * LENGTH / value:.0f} tokens/s ({medians['peer'] / value:.2f} of the peer's)")
-    for name, training in ours.items():
+    for name in ours:
         products = training_flops_per_token(MODEL, LENGTH, name == "all columns") * ROWS * LENGTH
         print(f"{name}: {products / medians[name] / 1e9:.0f} GFLOP/s of {matmul_rate() / 1e9:.0f} of a matrix product")
 
