@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from loong_jax.models import blocked_attention
 from loong_jax.models import ring_attention as ring
 from loong_jax.models import splash_attention as splash
 from loong_jax.models.attention import attention, choose, cudnn_attention
@@ -124,7 +125,9 @@ def test_blocks_read_no_key_that_no_query_of_theirs_may_see():
         assert np.isfinite(out[:, queries]).all()
 
 
-def test_blocks_keep_no_weights_for_the_gradients():
+def test_blocks_of_long_sequences_keep_no_weights_for_the_gradients(monkeypatch):
+    monkeypatch.setattr(blocked_attention, "_LONGEST_KEPT", QUERY.shape[1] - 1)
+
     def kept(implementation):
         def pull(query, key, value, mask):
             return jax.vjp(lambda *arrays: attention(*arrays, mask, implementation), query, key, value)[1]
