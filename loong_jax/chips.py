@@ -1,6 +1,7 @@
 """What the makers say of their chips; one row is one JAX device."""
 
 import dataclasses
+import os
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,11 @@ CHIPS = {
     "h100": Chip(80, 989e12, 3350e9, 450e9, ("NVIDIA H100 80GB HBM3",)),
     "h200": Chip(141, 989e12, 4800e9, 450e9, ("NVIDIA H200",)),
 }
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory, which its CPU devices share."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def chip_of(device_kind: str) -> Chip | None:

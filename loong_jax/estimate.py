@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from loong_jax import sharding
-from loong_jax.chips import CHIPS, Chip
+from loong_jax.chips import CHIPS, Chip, host_memory
 from loong_jax.compiled import collectives, memory_of
 from loong_jax.config import ConfigError, EstimateJob, LanguageModelJob, TokenizerJob
 from loong_jax.config_dict import load_job
@@ -52,7 +52,7 @@ def run_estimate(job: EstimateJob, workdir: Path) -> list[dict]:
         training = _changed(load_job(job.configs, experiment.strip()), job)
         for target in job.target.split("|"):
             name = target.strip()
-            mesh, chip = _mesh(job, name), CHIPS.get(name.split(":")[0])
+            mesh, chip = sharding.make_mesh(job.mesh, _devices(name)), CHIPS.get(name.split(":")[0])
             compile_batch = _Compiler(job, training, mesh, chip, console)
             found = []
             for row in _search(job, sharding.num_parts(mesh, "batch"), compile_batch):
@@ -100,7 +100,7 @@ class _Compiler:
 
     def __init__(self, job: EstimateJob, training: Experiment, mesh: Mesh, chip: Chip | None, console: Console):
         self._job, self._training, self._mesh, self._chip, self._console = job, training, mesh, chip, console
-        self._available = chip.memory_gib if chip else _host_memory() / mesh.size
+        self._available = chip.memory_gib if chip else host_memory() / _GIB / mesh.size
 
     def __call__(self, batch_size: int) -> dict:
         title = f"{self._job.step} of {self._training.task}, batch {batch_size}, on {self._mesh.size} devices"
@@ -186,10 +186,6 @@ def _changed(training: Experiment, job: EstimateJob) -> Experiment:
     return dataclasses.replace(training, model=dataclasses.replace(training.model, compute_dtype=dtype, **chosen))
 
 
-def _mesh(job: EstimateJob, target: str) -> Mesh:
-    return sharding.make_mesh(job.mesh, _devices(target))
-
-
 def _devices(target: str) -> list:
     if target == "cpu":
         return jax.devices("cpu")
@@ -207,8 +203,3 @@ def _devices(target: str) -> list:
             f"The TPU compiler does not know target={target!r} ({reason}): if it is missing, install it with "
             "pip install 'loong_jax[tpu]'."
         ) from error
-
-
-def _host_memory() -> float:
-    """GiB."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB

@@ -2,12 +2,11 @@
 
 import dataclasses
 import itertools
-import os
 
 import jax
 
 from loong_jax import sharding
-from loong_jax.chips import chip_of
+from loong_jax.chips import chip_of, host_memory
 from loong_jax.config import ConfigError, MeshConfig, TransformerConfig
 from loong_jax.models.transformer import padded_vocab
 
@@ -166,5 +165,5 @@ def _memory(device: jax.Device) -> int:
     if chip := chip_of(device.device_kind):
         return int(chip.memory_gib * _GIB)
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+        return host_memory() // jax.local_device_count()
     raise ConfigError(f"The memory of a {device.device_kind!r} is not known: set the sizes of config.mesh instead.")

@@ -10,7 +10,6 @@ and what a batch from shards costs beside a training step of configs/stage2.py:d
 
 import argparse
 import dataclasses
-import importlib.util
 import itertools
 import os
 import statistics
@@ -24,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from loong_jax.config import DataConfig, LossConfig
-from loong_jax.config_dict import from_config_dict
+from loong_jax.config_dict import load_job
 from loong_jax.data.lm_batches import language_model_batches
 from loong_jax.data.loader import video_batches
 from loong_jax.data.sequences import static_length
@@ -102,10 +101,7 @@ def cached_pipeline(cache: TokenCache, data: DataConfig) -> float:
 
 def share_of_a_step(work: Path) -> tuple[float, float]:
     """Milliseconds of one core's work for a batch from shards, and of the clock for a step of stage2:debug."""
-    spec = importlib.util.spec_from_file_location("stage2", Path(__file__).parents[2] / "configs" / "stage2.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    job = from_config_dict(module.get_config("debug"))
+    job = load_job(Path(__file__).parents[2] / "configs", "stage2:debug")
     train = dataclasses.replace(job.train, num_steps=40, log_every=10, checkpoint_every=40, eval_every=40)
     train_language_model(dataclasses.replace(job, train=train, init_from=""), work / "stage2")
     rates = [record["steps_per_second"] for record in read_metrics(work / "stage2") if "steps_per_second" in record]

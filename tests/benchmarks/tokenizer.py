@@ -7,7 +7,6 @@ Prints medians of runs taken in turn, and the peak memory of 65 and of 650 frame
 """
 
 import argparse
-import importlib.util
 import multiprocessing
 import resource
 import statistics
@@ -20,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from loong_jax.config import TokenizerConfig
-from loong_jax.config_dict import from_config_dict
+from loong_jax.config_dict import load_job
 from loong_jax.tokenizer.autoencoder import abstract_autoencoder
 from loong_jax.tokenizer.causal_conv import convolve3d
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
@@ -31,11 +30,7 @@ PIECE = 16  # frames that a stream gets at once
 
 def model(is_full: bool) -> tuple[TokenizerConfig, int]:
     """The architecture and its frame size."""
-    path = Path(__file__).parents[2] / "configs" / "tokenizer.py"
-    spec = importlib.util.spec_from_file_location("tokenizer_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    job = from_config_dict(module.get_config("" if is_full else "small"))
+    job = load_job(Path(__file__).parents[2] / "configs", "tokenizer" if is_full else "tokenizer:small")
     return job.tokenizer, job.data.frame_size
 
 
