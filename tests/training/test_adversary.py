@@ -1,7 +1,6 @@
 """The adversarial game of the tokenizer: its losses by hand, when it starts, and the step that plays it."""
 
 import dataclasses
-import math
 from functools import cache
 
 import jax
@@ -202,7 +201,7 @@ def one_step(config):
     """State and metrics after one step of eight clips on a mesh of the first devices."""
     loss = dataclasses.replace(LOSS, r1_weight=1.0, lecam_weight=1.0)
     job = dataclasses.replace(JOB, loss=loss)
-    mesh = sharding.make_mesh(config, jax.devices()[: math.prod(dataclasses.astuple(config))])
+    mesh = sharding.make_mesh(config, jax.devices()[: config.data * config.fsdp * config.sequence * config.tensor])
     optimizer = make_optimizer(job.optimizer, 100)
     state, shardings = create_tokenizer_state(job, optimizer, mesh)
     state = jax.device_put(in_full_swing(jax.device_get(training()[1])), shardings)
