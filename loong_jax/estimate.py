@@ -196,10 +196,22 @@ def _devices(target: str) -> list:
             f"target={target!r} is not possible: write 'cpu', or CHIP:LAYOUT, e.g. 'v5e:2x4', of {', '.join(tpus)}."
         )
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=target).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=target, wrap=_wrap(target)).devices)
     except Exception as error:  # of many types: no library, no such layout
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"The TPU compiler does not know target={target!r} ({reason}): if it is missing, install it with "
             "pip install 'loong_jax[tpu]'."
         ) from error
+
+
+def _wrap(target: str) -> tuple[bool, bool, bool]:
+    """Along which sides the ends of a slice are joined to rings, which gathers need: of v4 and v5p all or none, where
+    each side is a multiple of 4; of v5e and v6e those of 16 chips (cloud.google.com/tpu/docs, a page for each version).
+    """
+    chip, _, layout = target.partition(":")
+    sides = [int(side) for side in re.findall(r"\d+", layout)]
+    if chip in ("v4", "v5p"):
+        return (len(sides) == 3 and all(side % 4 == 0 for side in sides),) * 3
+    first, second, *_ = [side == 16 for side in sides] + [False, False]
+    return (first, second, False)

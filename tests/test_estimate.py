@@ -148,3 +148,17 @@ def test_an_unknown_target(target, monkeypatch):
     with pytest.raises(ConfigError, match=said) as error:
         estimate._devices(target)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "target, wrap",
+    [
+        ("v5p:4x4x4", (True, True, True)),
+        ("v5p:2x4x4", (False, False, False)),
+        ("v5e:4x4", (False, False, False)),
+        ("v6e:8x16", (False, True, False)),
+        ("v5e:16x16", (True, True, False)),
+    ],
+)
+def test_which_slices_are_rings(target, wrap):
+    assert estimate._wrap(target) == wrap
