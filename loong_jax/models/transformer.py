@@ -88,11 +88,12 @@ class Transformer(nnx.Module):
         training.
         """
         mask, implementation = Mask(segment_ids), self.config.attention
-        layers = _layer_params(self.blocks, self.compute_dtype)
+        layers = nnx.to_pure_dict(nnx.state(self.blocks))
         turn = rotation(positions, self.config.head_dim, self.config.rope_theta)
 
         def layer(x, of_layer):
             params, keys = of_layer
+            params = _cast(params, self.compute_dtype)
             x = checkpoint_name(x, _LAYER_INPUT)
             attended = self._attend(x, params, turn, lambda q, k, v: attention(q, k, v, mask, implementation), keys)
             return self._mlp(attended, params, keys), None
@@ -202,7 +203,10 @@ def _to_heads(x: Float[Array, "b t d"], weight: Float[Array, "d n h"]) -> Float[
 
 def _layer_params(blocks: Blocks, dtype: jnp.dtype) -> dict[str, Array]:
     """The stacked parameters as a dict, matrices in the compute dtype and norm scales in float32."""
-    params = nnx.to_pure_dict(nnx.state(blocks))
+    return _cast(nnx.to_pure_dict(nnx.state(blocks)), dtype)
+
+
+def _cast(params: dict[str, Array], dtype: jnp.dtype) -> dict[str, Array]:
     return {name: value if name.endswith("norm") else value.astype(dtype) for name, value in params.items()}
 
 
