@@ -89,6 +89,7 @@ def test_the_shards_hold_the_ids_of_the_clips(runs, tokens, data):
         np.testing.assert_array_equal(cache[index]["codes"], tokenizer.encode(example["video"]))
 
 
+@pytest.mark.slow
 def test_training_from_shards_is_training_from_pixels(runs, tokens, data):
     """Contract: the same ids, so the same losses; held-out ones too."""
     common = dict(image_share=0.0, pack=0, num_clips=20, require_caption=False)
