@@ -93,7 +93,7 @@ class Transformer(nnx.Module):
 
         def layer(x, of_layer):
             params, keys = of_layer
-            params = _cast(params, self.compute_dtype)
+            params = _in_dtype(params, self.compute_dtype)
             x = checkpoint_name(x, _LAYER_INPUT)
             attended = self._attend(x, params, turn, lambda q, k, v: attention(q, k, v, mask, implementation), keys)
             return self._mlp(attended, params, keys), None
@@ -136,7 +136,7 @@ class Transformer(nnx.Module):
         cache_valid = jax.lax.dynamic_update_slice(cache.valid, valid, (0, slot))
         slots = jnp.arange(cache.valid.shape[1])
         mask = cache_valid[:, None, :] & (slots[None, None, :] <= slot + jnp.arange(t)[None, :, None])
-        layers = _layer_params(self.blocks, self.compute_dtype)
+        layers = _in_dtype(nnx.to_pure_dict(nnx.state(self.blocks)), self.compute_dtype)
         turn = rotation(positions, self.config.head_dim, self.config.rope_theta)
 
         def layer(index, carry):
@@ -201,13 +201,9 @@ def _to_heads(x: Float[Array, "b t d"], weight: Float[Array, "d n h"]) -> Float[
     return project(x, weight.reshape(len(weight), -1)).reshape(*x.shape[:2], *weight.shape[1:])
 
 
-def _layer_params(blocks: Blocks, dtype: jnp.dtype) -> dict[str, Array]:
-    """The stacked parameters as a dict, matrices in the compute dtype and norm scales in float32."""
-    return _cast(nnx.to_pure_dict(nnx.state(blocks)), dtype)
-
-
-def _cast(params: dict[str, Array], dtype: jnp.dtype) -> dict[str, Array]:
-    return {name: value if name.endswith("norm") else value.astype(dtype) for name, value in params.items()}
+def _in_dtype(blocks: dict[str, Array], dtype: jnp.dtype) -> dict[str, Array]:
+    """Matrices in the compute dtype; norm scales stay in float32."""
+    return {name: value if name.endswith("norm") else value.astype(dtype) for name, value in blocks.items()}
 
 
 def decoding_params(params: dict, config: TransformerConfig, start: int, stop: int) -> dict:
@@ -216,8 +212,7 @@ def decoding_params(params: dict, config: TransformerConfig, start: int, stop: i
     Made once before the loop, so that no step casts or cuts a weight again; then ``logits(hidden, 0, stop - start)``.
     """
     dtype = compute_dtype(config)
-    blocks = {name: x if name.endswith("norm") else x.astype(dtype) for name, x in params["blocks"].items()}
-    return {**params, "blocks": blocks, "head": params["head"][:, start:stop].astype(dtype)}
+    return {**params, "blocks": _in_dtype(params["blocks"], dtype), "head": params["head"][:, start:stop].astype(dtype)}
 
 
 def compute_dtype(config: TransformerConfig) -> jnp.dtype:
