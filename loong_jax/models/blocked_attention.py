@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from loong_jax.models.attention_mask import Mask
-from loong_jax.models.dense_attention import MASKED, rows_by_head, rows_by_place
+from loong_jax.models.dense_attention import MASKED, product, rows_by_head, rows_by_place
 
 
 def blocked_attention(
@@ -38,7 +38,7 @@ def _forward(rows, key, value, mask):
         largest = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = weights.sum(axis=-1, keepdims=True)
-        out = _product("mqs,msh->mqh", weights.astype(value.dtype), value[:, seen]) / total
+        out = product("mqs,msh->mqh", weights.astype(value.dtype), value[:, seen]) / total
         outs.append(out.astype(rows.dtype))
         # Of a row that may attend nothing no gradient comes.
         log_totals.append(jnp.where(largest > MASKED, largest + jnp.log(total), 0))
@@ -52,11 +52,11 @@ def _backward(kept, cotangent):
     to_rows, to_key, to_value = [], jnp.zeros(key.shape), jnp.zeros(value.shape)
     for own, seen in _blocks(rows, key, mask):
         weights = jnp.exp(_scores(rows, key, mask, own, seen) - log_total[:, own])
-        from_weights = _product("mqh,msh->mqs", cotangent[:, own], value[:, seen])
+        from_weights = product("mqh,msh->mqs", cotangent[:, own], value[:, seen])
         from_scores = (weights * (from_weights - from_total[:, own]) * rows.shape[-1] ** -0.5).astype(rows.dtype)
-        to_rows.append(_product("mqs,msh->mqh", from_scores, key[:, seen]).astype(rows.dtype))
-        to_key = to_key.at[:, seen].add(_product("mqs,mqh->msh", from_scores, rows[:, own]))
-        to_value = to_value.at[:, seen].add(_product("mqs,mqh->msh", weights.astype(value.dtype), cotangent[:, own]))
+        to_rows.append(product("mqs,msh->mqh", from_scores, key[:, seen]).astype(rows.dtype))
+        to_key = to_key.at[:, seen].add(product("mqs,mqh->msh", from_scores, rows[:, own]))
+        to_value = to_value.at[:, seen].add(product("mqs,mqh->msh", weights.astype(value.dtype), cotangent[:, own]))
     return jnp.concatenate(to_rows, axis=1), to_key.astype(key.dtype), to_value.astype(value.dtype), None
 
 
@@ -77,7 +77,7 @@ def _scores(rows, key, mask: Mask, own: slice, seen: slice) -> Float[Array, "m q
     """Scaled products of a block in float32, the least number where attention is not allowed."""
     share = rows.shape[1] // key.shape[1]
     places = slice(own.start // share, own.stop // share)
-    scores = _product("mqh,msh->mqs", rows[:, own], key[:, seen]) * rows.shape[-1] ** -0.5
+    scores = product("mqh,msh->mqs", rows[:, own], key[:, seen]) * rows.shape[-1] ** -0.5
     segments = mask.segment_ids
     of_block = (None, None) if segments is None else (segments[:, places], segments[:, seen])
     allowed = mask.allowed(*(jnp.arange(part.start, part.stop) for part in (places, seen)), *of_block)
@@ -88,10 +88,6 @@ def _scores(rows, key, mask: Mask, own: slice, seen: slice) -> Float[Array, "m q
 def _block_size(length: int) -> int:
     """About an eighth of the length: smaller blocks skip more of the mask, and take longer to compile."""
     return min(512, max(128, -(-length // 512) * 64))
-
-
-def _product(form, left, right):
-    return jnp.einsum(form, left, right, preferred_element_type=jnp.float32)
 
 
 def _merged(x):

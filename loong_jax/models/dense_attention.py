@@ -38,6 +38,11 @@ def masked_scores(
     rows: Float[Array, "b k q h"], key: Float[Array, "b k s h"], allowed: Bool[Array, "b t s"]
 ) -> Float[Array, "b k q s"]:
     """Scaled products of rows and keys in float32, the least number where attention is not allowed."""
-    scores = jnp.einsum("bkqh,bksh->bkqs", rows, key, preferred_element_type=jnp.float32) * rows.shape[-1] ** -0.5
+    scores = product("bkqh,bksh->bkqs", rows, key) * rows.shape[-1] ** -0.5
     by_place = scores.reshape(*scores.shape[:2], allowed.shape[1], -1, scores.shape[-1])
     return jnp.where(allowed[:, None, :, None], by_place, MASKED).reshape(scores.shape)
+
+
+def product(form: str, left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
+    """An einsum that is summed and given back in float32."""
+    return jnp.einsum(form, left, right, preferred_element_type=jnp.float32)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from loong_jax.models.attention_mask import Mask
-from loong_jax.models.dense_attention import MASKED, masked_scores, rows_by_head, rows_by_place
+from loong_jax.models.dense_attention import MASKED, masked_scores, product, rows_by_head, rows_by_place
 from loong_jax.sharding import manual_axes
 
 _LARGEST_CHUNK = 512  # keys that are worked on together
@@ -49,7 +49,7 @@ def _forward(rows, key, value, mask):
         scores = _scores(rows, own, chunk, mask)
         largest = jnp.maximum(before, scores.max(axis=-1, keepdims=True))
         weights, kept = _weights(scores, largest), jnp.exp(before - largest)
-        new = _product("bkqs,bksh->bkqh", weights.astype(value.dtype), chunk.value)
+        new = product("bkqs,bksh->bkqh", weights.astype(value.dtype), chunk.value)
         return largest, kept * total + weights.sum(axis=-1, keepdims=True), kept * out + new
 
     def add_block(state, block):
@@ -74,11 +74,11 @@ def _backward(kept, cotangent):
 
     def add_chunk(to_rows, chunk):
         weights = _weights(_scores(rows, own, chunk, mask), log_total)
-        from_weights = _product("bkqh,bksh->bkqs", cotangent, chunk.value)
+        from_weights = product("bkqh,bksh->bkqs", cotangent, chunk.value)
         from_scores = (weights * (from_weights - from_total) * rows.shape[-1] ** -0.5).astype(rows.dtype)
-        to_key = _product("bkqs,bkqh->bksh", from_scores, rows)
-        to_value = _product("bkqs,bkqh->bksh", weights.astype(value.dtype), cotangent)
-        return to_rows + _product("bkqs,bksh->bkqh", from_scores, chunk.key), (to_key, to_value)
+        to_key = product("bkqs,bkqh->bksh", from_scores, rows)
+        to_value = product("bkqs,bkqh->bksh", weights.astype(value.dtype), cotangent)
+        return to_rows + product("bkqs,bksh->bkqh", from_scores, chunk.key), (to_key, to_value)
 
     def skip(to_rows, chunk):
         return to_rows, (jnp.zeros(chunk.key.shape), jnp.zeros(chunk.value.shape))
@@ -152,7 +152,3 @@ def _scores(rows, own: _Block, chunk: _Block, mask: Mask):
 def _weights(scores, largest):
     """Where a row has seen nothing, its largest score is the masked one, and no weight may come of it."""
     return jnp.where(scores > MASKED, jnp.exp(scores - largest), 0)
-
-
-def _product(form, left, right):
-    return jnp.einsum(form, left, right, preferred_element_type=jnp.float32)
