@@ -3,9 +3,11 @@
     python -m loong_jax.main --config=configs/sample.py --workdir=runs/sample \
         --config.model_path=../stage3 --config.prompt="a red 7 moves left" --config.sampling.seconds=60
 
-`model_path` is the workdir of a language-model training, relative to the workdir. Several prompts are separated by "|".
-Writes an mp4, a gif and a contact sheet per prompt to <workdir>/samples. `:debug` samples ten seconds from the workdir
-of `configs/stage3.py:debug`.
+`model_path` is the workdir of a language-model training, relative to the workdir. Several prompts are separated by "|",
+or are the lines of a file, `--config.prompts_file=FILE`, or of standard input, `--config.prompts_file=-`; `batch_size`
+of them are sampled together. `--config.image=FILE` is the first frame, or `--config.video=FILE` goes on. Writes
+`outputs` (an mp4, a gif and a contact sheet) per prompt to <workdir>/samples, as frames come. `:debug` samples ten
+seconds from the workdir of `configs/stage3.py:debug`.
 """
 
 import dataclasses

@@ -64,6 +64,15 @@ def from_config_dict(values: Any) -> Job:
     return _build(JOBS[values["task"]], values, "")
 
 
+def build(cls: type, values: dict, name: str) -> Any:
+    """One group of a job's settings, called ``name`` there, from its values; those not given are the defaults.
+
+    Raises:
+        ConfigError: as ``from_config_dict``.
+    """
+    return _build(cls, values, f"{name}.")
+
+
 def _build(cls: type, values: dict, prefix: str) -> Any:
     require(isinstance(values, dict), prefix.rstrip("."), values, "it must be a group of settings")
     types = typing.get_type_hints(cls)

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from loong_jax import checkpoint, sharding
+from loong_jax.chips import host_memory
 from loong_jax.config import LanguageModelJob, MeshConfig, SamplingConfig
-from loong_jax.config_dict import from_config_dict
+from loong_jax.config_dict import build, from_config_dict
 from loong_jax.data.text import TextTokenizer
 from loong_jax.models import transformer
 from loong_jax.sampling.long_video import Generator
@@ -48,41 +49,62 @@ class Pipeline:
                 reencode_frames.
 
         Raises:
-            ValueError: a field is unknown or impossible, or image or video has another size than the model's frames.
+            ValueError: a field is unknown or impossible, image or video has another size than the model's frames, or
+                this machine's memory cannot hold the video.
         """
-        parts = list(self.stream(prompt, seed, image=image, video=video, **sampling))
-        return np.concatenate(parts, axis=-4)
+        parts = self.stream(prompt, seed, image=image, video=video, **sampling)
+        batch = 1 if isinstance(prompt, str) else len(prompt)
+        num_frames = self.num_frames(_sampling_config(sampling))
+        num_bytes = 2 * batch * num_frames * self.frame_size**2 * 3  # parts, and the whole made of them
+        if num_bytes > host_memory():
+            raise ValueError(
+                f"{batch} x {num_frames} frames need {num_bytes / 2**30:.0f} GiB, more than this machine has: take "
+                "them from pipe.stream as they come."
+            )
+        return np.concatenate(list(parts), axis=-4)
 
     def stream(
         self, prompt: str | list[str], seed: int = 0, image=None, video=None, **sampling
     ) -> Iterator[np.ndarray]:
-        """Like calling, but yields the new frames of every round as soon as they are decoded."""
-        known = {field.name for field in dataclasses.fields(SamplingConfig)}
-        if sampling.keys() - known:
-            name = sorted(sampling.keys() - known)[0]
-            raise ValueError(f"{name} is not a sampling option: use {', '.join(sorted(known))}.")
-        config = SamplingConfig(**sampling)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or any(not isinstance(text, str) or not text.strip() for text in prompts):
-            raise ValueError(f"A prompt must be some text, or a list of texts; got {prompt!r}.")
+        """Like calling, but yields the new frames of every round as soon as they are decoded.
+
+        What is impossible is said at once, before the first frame is asked for.
+        """
+        config = _sampling_config(sampling)
+        prompts = _checked_prompts(prompt)
+        first_seed = _checked_seed(seed, len(prompts))
         start = self._start(image, video, config, len(prompts))
-        num_frames = max(1, round(config.seconds * self.fps))
-        num_given = 0
+        texts = [self._read(text) for text in prompts]
+        seeds = [first_seed + index for index in range(len(prompts))]
+        videos = self._videos(texts, seeds, config, start)
+        return (frames[0] for frames in videos) if isinstance(prompt, str) else videos
+
+    def num_frames(self, config: SamplingConfig) -> int:
+        """Frames of a video that is sampled so."""
+        return max(1, round(config.seconds * self.fps))
+
+    @property
+    def ids_per_frame(self) -> float:
+        """Ids that stand for one frame, on average."""
+        return self._generator.grid.ids_per_frame / self._generator.tokenizer.config.temporal_factor
+
+    def _videos(
+        self, texts: list[list[int]], seeds: list[int], config: SamplingConfig, start: np.ndarray | None
+    ) -> Iterator[np.ndarray]:
+        """What is given of the videos, then what is sampled, [batch, frames, height, width, 3]."""
+        num_frames = self.num_frames(config)
         if start is not None:
-            given = start[:, :num_frames]
-            yield given[0] if isinstance(prompt, str) else given
-            num_given = given.shape[1]
-        if num_given < num_frames:
-            texts = [self._read(text) for text in prompts]
-            seeds = [seed + index for index in range(len(prompts))]
-            for frames in self._generator.roll_out(texts, num_frames - num_given, seeds, config, start):
-                yield frames[0] if isinstance(prompt, str) else frames
+            yield start[:, :num_frames]
+            num_frames -= start.shape[1]
+        if num_frames > 0:
+            yield from self._generator.roll_out(texts, num_frames, seeds, config, start)
 
     def _read(self, prompt: str) -> list[int]:
         ids, limit = self._text.encode(prompt), self._generator.max_text_ids
         if len(ids) > limit:
             warnings.warn(
-                f"The prompt {prompt!r} has {len(ids)} text ids; the model reads the first {limit}.", stacklevel=4
+                f"The prompt {_short(prompt)} has {len(ids)} text ids; the model reads the first {limit}.",
+                stacklevel=4,
             )
         return ids
 
@@ -92,17 +114,54 @@ class Pipeline:
             raise ValueError("Give an image or a video to start from, not both.")
         if image is None and video is None:
             return None
-        frames = np.asarray(image)[None] if image is not None else np.asarray(video)
+        try:
+            frames = np.asarray(image)[None] if image is not None else np.asarray(video)
+        except ValueError as error:
+            raise ValueError(f"What to start from must be one array of pixels, and is not ({error}).") from None
         size = (self.frame_size, self.frame_size, 3)
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != size:
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != size or not len(frames):
             raise ValueError(
-                f"The model's frames are uint8 [{size[0]}, {size[1]}, 3]; got {frames.dtype} {frames.shape[1:]}: "
-                "resize them (read_video takes size=...)."
+                f"The model's frames are uint8 [{size[0]}, {size[1]}, 3]; got {frames.dtype} {frames.shape[1:]} x "
+                f"{len(frames) if frames.ndim else 0}: resize them (read_video takes size=...)."
             )
         factor = self._generator.tokenizer.config.temporal_factor
         usable = min(len(frames), config.reencode_frames)
         usable -= (usable - 1) % factor
         return np.broadcast_to(frames[-usable:], (batch, usable, *size)).copy()
+
+
+def _sampling_config(values: dict) -> SamplingConfig:
+    """The settings that a user gives by name; unknown and impossible ones are errors."""
+    known = {field.name for field in dataclasses.fields(SamplingConfig)}
+    if values.keys() - known:
+        name = sorted(values.keys() - known)[0]
+        raise ValueError(f"{name} is not a sampling option: use {', '.join(sorted(known))}.")
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+    return build(SamplingConfig, plain, "sampling")
+
+
+def _checked_prompts(prompt: str | list[str]) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list, tuple)) else []
+    if not prompts or any(not isinstance(text, str) or not text.strip() for text in prompts):
+        raise ValueError(f"A prompt must be some text, or a list of texts; got {_short(prompt)}.")
+    for text in prompts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"The prompt {_short(text)} is not Unicode text: give it in UTF-8.") from None
+    return prompts
+
+
+def _checked_seed(seed: int, batch: int) -> int:
+    is_possible = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and 0 <= seed <= 2**31 - batch
+    if not is_possible:
+        raise ValueError(f"seed={_short(seed)} is not possible: give an integer from 0 to {2**31 - batch}.")
+    return int(seed)
+
+
+def _short(value) -> str:
+    text = ascii(value) if isinstance(value, (str, bytes)) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def load(workdir: str | Path, mesh: MeshConfig | None = None) -> Pipeline:

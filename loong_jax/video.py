@@ -3,7 +3,7 @@
 import functools
 import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -224,49 +224,99 @@ def _converter(size: int | None) -> Callable[[av.VideoFrame], Image]:
     return to_array
 
 
-def write_video(path: str | Path, video: Video, fps: float = 6.5, *, min_side: int = 256) -> None:
-    """Write an .mp4 (H.264, plays everywhere) or .gif; small videos are enlarged by whole factors.
+class VideoWriter:
+    """An .mp4 (H.264, plays everywhere) or .gif that is written as its frames come, in constant memory.
 
-    Args:
-        path: ends in .mp4 or .gif; missing folders are made.
-        video: uint8 [frames, height, width, 3].
-        fps: frames per second.
-        min_side: pixels are repeated until the shorter side has at least this many.
-
-    Raises:
-        ValueError: another file type, shape or dtype.
+    Small videos are enlarged by whole factors. Until it is closed the file is called ``NAME.part.EXTENSION``, and where
+    a ``with`` block fails it stays so: a shorter video that plays. A .gif has a palette of its own for every frame.
     """
-    path = Path(path)
-    video = _check_video(video)
-    if path.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"Cannot write {path}: the name must end in .mp4 or .gif.")
-    if not fps > 0:
-        raise ValueError(f"fps={fps!r} is not possible: it must be greater than 0.")
-    factor = -(-min_side // min(video.shape[1:3]))
-    if path.suffix == ".mp4" and any(side * factor % 2 for side in video.shape[1:3]):
-        factor *= 2  # H.264 with 4:2:0 color has even sides
-    video = video.repeat(factor, axis=1).repeat(factor, axis=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        rate = Fraction(fps).limit_denominator(1000)
-        if path.suffix == ".mp4":
-            stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
-            stream.pix_fmt = "yuv420p"
-        else:
-            stream = container.add_stream("gif", rate=rate)
-            stream.pix_fmt = "pal8"
-        stream.height, stream.width = video.shape[1:3]
-        frames = (av.VideoFrame.from_ndarray(pixels, format="rgb24") for pixels in video)
-        for frame in frames if path.suffix == ".mp4" else _with_palette(frames, *video.shape[1:3], rate):
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+
+    def __init__(self, path: str | Path, fps: float = 6.5, *, min_side: int = 256):
+        """Prepare to write; missing folders are made with the first frames.
+
+        Args:
+            path: ends in .mp4 or .gif.
+            fps: frames per second.
+            min_side: pixels are repeated until the shorter side has at least this many.
+
+        Raises:
+            ValueError: another file type, or no possible rate.
+        """
+        self.path = Path(path)
+        if self.path.suffix not in (".mp4", ".gif"):
+            raise ValueError(f"Cannot write {self.path}: the name must end in .mp4 or .gif.")
+        if not 0 < fps < float("inf"):
+            raise ValueError(f"fps={fps!r} is not possible: it must be greater than 0.")
+        self._part = self.path.with_name(f"{self.path.stem}.part{self.path.suffix}")
+        self._rate = Fraction(fps).limit_denominator(1000)
+        self._min_side = min_side
+        self._container = None
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, error: type | None, *_) -> None:
+        self.close(is_whole=error is None)
+
+    def write(self, frames: Video) -> None:
+        """Append frames.
+
+        Raises:
+            ValueError: they are not uint8 [frames, height, width, 3], or of another size than those before.
+        """
+        frames = _check_video(frames)
+        if self._container is None:
+            self._open(*frames.shape[1:3])
+        if frames.shape[1:3] != self._size:
+            raise ValueError(f"Frames of {self.path} have {self._size} pixels; got {frames.shape[1:3]}.")
+        for pixels in frames:
+            pixels = pixels.repeat(self._factor, axis=0).repeat(self._factor, axis=1)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = self._count, 1 / self._rate
+            self._count += 1
+            frame = frame if self._palette is None else self._palette(frame)
+            self._container.mux(self._stream.encode(frame))
+
+    def close(self, is_whole: bool = True) -> None:
+        """Finish the file and, where it is whole, give it its name. Without frames there is no file."""
+        if self._container is None:
+            return
+        self._container.mux(self._stream.encode())
+        self._container.close()
+        self._container = None
+        if is_whole:
+            self._part.replace(self.path)
+
+    def _open(self, height: int, width: int) -> None:
+        is_mp4 = self.path.suffix == ".mp4"
+        factor = -(-self._min_side // min(height, width))
+        if is_mp4 and any(side * factor % 2 for side in (height, width)):
+            factor *= 2  # H.264 with 4:2:0 color has even sides
+        self._size, self._factor, self._count = (height, width), factor, 0
+        self._palette = None if is_mp4 else _palette(height * factor, width * factor, self._rate)
+        self._part.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(str(self._part), "w")
+        options = {"crf": "16"} if is_mp4 else {}
+        self._stream = self._container.add_stream("libx264" if is_mp4 else "gif", rate=self._rate, options=options)
+        self._stream.pix_fmt = "yuv420p" if is_mp4 else "pal8"
+        self._stream.height, self._stream.width = height * factor, width * factor
 
 
-def _with_palette(frames: Iterable[av.VideoFrame], height: int, width: int, rate: Fraction) -> Iterator[av.VideoFrame]:
-    """Reduce frames to the best 256 colors of the whole video, without dithering: flat areas stay flat."""
+def write_video(path: str | Path, video: Video, fps: float = 6.5, *, min_side: int = 256) -> None:
+    """Write uint8 [frames, height, width, 3] to an .mp4 or .gif; arguments and errors are those of ``VideoWriter``."""
+    with VideoWriter(path, fps, min_side=min_side) as writer:
+        writer.write(video)
+
+
+def _palette(height: int, width: int, rate: Fraction) -> Callable[[av.VideoFrame], av.VideoFrame]:
+    """Reduce a frame to its best 256 colors, without dithering: flat areas stay flat."""
     graph = av.filter.Graph()
     source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1 / rate)
-    split, make, use = graph.add("split"), graph.add("palettegen"), graph.add("paletteuse", "dither=none")
+    split, make, use = (
+        graph.add("split"),
+        graph.add("palettegen", "stats_mode=single"),
+        graph.add("paletteuse", "dither=none:new=1"),
+    )
     sink = graph.add("buffersink")
     source.link_to(split)
     split.link_to(use, 0, 0)
@@ -274,15 +324,12 @@ def _with_palette(frames: Iterable[av.VideoFrame], height: int, width: int, rate
     make.link_to(use, 0, 1)
     use.link_to(sink)
     graph.configure()
-    for index, frame in enumerate(frames):
-        frame.pts, frame.time_base = index, 1 / rate
+
+    def reduce(frame: av.VideoFrame) -> av.VideoFrame:
         graph.push(frame)
-    graph.push(None)
-    while True:
-        try:
-            yield graph.pull()
-        except (av.error.EOFError, BlockingIOError):
-            return
+        return graph.pull()
+
+    return reduce
 
 
 def write_image(path: str | Path, image: Image) -> None:

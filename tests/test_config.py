@@ -139,6 +139,7 @@ IMPOSSIBLE = [
         for field in ("eval_batches", "profile_start", "profile_steps")
     ],
     (SamplingConfig, {"seconds": 0.0}, "seconds", 0.0, POSITIVE),
+    (SamplingConfig, {"seconds": 1e9}, "sampling.seconds", 1e9, "at most 86400, a day"),
     (SamplingConfig, {"temperature": 0.0}, "temperature", 0.0, POSITIVE),
     (SamplingConfig, {"top_k": -1}, "top_k", -1, NOT_NEGATIVE),
     (SamplingConfig, {"top_p": 0.0}, "sampling.top_p", 0.0, "in (0, 1]"),
@@ -182,6 +183,9 @@ IMPOSSIBLE = [
     (TokenizerJob, {"freeze_encoder": True}, "freeze_encoder", True, "--config.init_from=DIR"),
     (SampleJob, {"prompt": " \n"}, "prompt", " \n", "give some text"),
     (SampleJob, {"prompt": "| |"}, "prompt", "| |", "give some text"),
+    (SampleJob, {"batch_size": 0}, "batch_size", 0, POSITIVE),
+    (SampleJob, {"outputs": "mp4|avi"}, "outputs", "mp4|avi", "use mp4, gif, frames or sheet"),
+    (SampleJob, {"image": "a.png", "video": "b.mp4"}, "video", "b.mp4", "leave it out where image is given"),
     (
         LanguageModelJob,
         {"choose_mesh": True, "mesh": MeshConfig(tensor=2)},

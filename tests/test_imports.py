@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "evaluation": SAMPLING | {"video"},
     "training": (SAMPLING | {"video", "evaluation", "chips"}) - {"sampling"},
 }
-TOP = {"__init__", "pipeline", "interop", "sample", "demo", "estimate", "programs", "main"}
+TOP = {"__init__", "pipeline", "interop", "sample", "sample_files", "demo", "estimate", "programs", "main"}
 
 
 def room(path: Path) -> str:

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from loong_jax.video import contact_sheet, read_video, write_image, write_video
+from loong_jax.video import VideoWriter, contact_sheet, read_video, write_image, write_video
 
 
 def _flat(values: list[int], size: int = 32) -> np.ndarray:
@@ -155,6 +155,40 @@ def test_bad_videos_are_refused(tmp_path):
     with pytest.raises(ValueError, match="fps=0"):
         write_video(path, _scene(), fps=0)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_video_in_pieces_is_the_whole(tmp_path, suffix):
+    video = _scene(9)
+    write_video(tmp_path / f"whole{suffix}", video)
+    with VideoWriter(tmp_path / f"pieces{suffix}") as writer:
+        for piece in (video[:1], video[1:5], video[5:]):
+            writer.write(piece)
+        assert not writer.path.exists()
+    assert (tmp_path / f"pieces{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_what_was_written_before_an_error_can_be_seen(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    with pytest.raises(ValueError, match="32, 32.*got .16, 32"), VideoWriter(path) as writer:
+        writer.write(_scene(6))
+        writer.write(_scene(2, height=16))
+    assert not path.exists() and len(read_video(tmp_path / f"a.part{suffix}")) == 6
+    with VideoWriter(path):
+        pass
+    assert not path.exists()
+
+
+def test_every_frame_of_a_gif_has_colors_of_its_own(tmp_path):
+    """Sixteen frames of few colors each, many more in all."""
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 8, (16, 16, 16, 3), np.uint8) * 16
+    video[..., 1:] //= 32
+    video += np.arange(16, dtype=np.uint8)[:, None, None, None]
+    write_video(tmp_path / "a.gif", video, min_side=16)
+    np.testing.assert_allclose(read_video(tmp_path / "a.gif").astype(int), video, atol=1)
 
 
 def test_png_is_lossless(tmp_path):

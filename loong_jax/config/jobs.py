@@ -126,11 +126,20 @@ class SampleJob:
     seed: int = 0
     model_path: str = "../stage3"  # workdir of a language-model training, relative to this workdir
     prompt: str = "a red 7 moves left"  # several prompts: separate them with "|"
+    prompts_file: str = ""  # instead: a text file with a prompt on each line, or "-" for standard input
+    batch_size: int = 8  # prompts that are sampled together
+    outputs: str = "mp4|gif|sheet"  # of each video; also "frames", a PNG each
+    image: str = ""  # file whose picture is the first frame
+    video: str = ""  # or file to go on from
     sampling: SamplingConfig = SamplingConfig()
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        require(self.prompt.strip(" \n\t|") != "", "prompt", self.prompt, "give some text")
+        require(self.prompts_file or self.prompt.strip(" \n\t|") != "", "prompt", self.prompt, "give some text")
+        require_positive(self, "batch_size")
+        is_possible = set(self.outputs.split("|")) <= {"mp4", "gif", "frames", "sheet"}
+        require(is_possible, "outputs", self.outputs, 'use mp4, gif, frames or sheet, several separated by "|"')
+        require(not (self.image and self.video), "video", self.video, "leave it out where image is given")
 
 
 @dataclasses.dataclass(frozen=True)

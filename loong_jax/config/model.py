@@ -98,6 +98,9 @@ class LossConfig:
         require_share(self, "context_corruption")
 
 
+_LONGEST = 24 * 60 * 60  # seconds of video; more is a slip of the hand
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """How a video is rolled out (Loong, section 3.4)."""
@@ -124,6 +127,7 @@ class SamplingConfig:
 
     def __post_init__(self):
         require_positive(self, "seconds", "temperature")
+        require(self.seconds <= _LONGEST, "sampling.seconds", self.seconds, f"at most {_LONGEST}, a day")
         require_not_negative(self, "continuation_temperature")
         scale = self.continuation_guidance_scale
         require(scale == 0 or scale >= 1, "sampling.continuation_guidance_scale", scale, "use 0, or at least 1")

@@ -1,0 +1,214 @@
+"""The sampling job: prompts in, files out as frames come; what cannot be sampled is said before anything compiles."""
+
+import io
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from loong_jax import pipeline
+from loong_jax.config import (
+    DEBUG_TOKENIZER,
+    DEBUG_TRANSFORMER,
+    DataConfig,
+    LanguageModelJob,
+    SampleJob,
+    SamplingConfig,
+)
+from loong_jax.data.prompts import read_prompts
+from loong_jax.pipeline import Pipeline
+from loong_jax.sample import run_sample
+from loong_jax.sampling.long_video import Generator
+from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
+from loong_jax.video import read_video, write_image, write_video
+
+JOB = LanguageModelJob(model=DEBUG_TRANSFORMER, data=DataConfig(frame_size=32, num_frames=17, max_text_ids=8))
+TWO_SECONDS = SamplingConfig(seconds=2.0)
+
+
+def pixels(seed: int, first: int, count: int) -> np.ndarray:
+    """Frames of one gray each, which say whose and which they are."""
+    values = (20 * seed + 3 * np.arange(first, first + count)) % 256
+    return np.broadcast_to(values.astype(np.uint8)[:, None, None, None], (count, 32, 32, 3))
+
+
+@pytest.fixture
+def rolled_out(monkeypatch) -> list:
+    """Without a model: rounds of five frames. Holds the texts of every call."""
+    calls = []
+
+    def roll_out(self, texts, num_frames, seeds, sampling, start=None):
+        calls.append(texts)
+        for first in range(0, num_frames, 5):
+            yield np.stack([pixels(seed, first, min(5, num_frames - first)) for seed in seeds])
+
+    monkeypatch.setattr(Generator, "roll_out", roll_out)
+    return calls
+
+
+@pytest.fixture
+def pipe(rolled_out, monkeypatch) -> Pipeline:
+    pipe = Pipeline(JOB, None, VideoTokenizer(DEBUG_TOKENIZER, None))
+    monkeypatch.setattr(pipeline, "load", lambda workdir, mesh: pipe)
+    return pipe
+
+
+def grays(path) -> np.ndarray:
+    return read_video(path).mean(axis=(1, 2, 3))
+
+
+def test_every_prompt_has_its_files(pipe, rolled_out, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a red 7\n\n  a blue 3  \nein grünes Ö\n", encoding="utf-8")
+    job = SampleJob(
+        seed=2,
+        prompts_file=str(tmp_path / "prompts.txt"),
+        batch_size=2,
+        outputs="mp4|gif|frames|sheet",
+        sampling=TWO_SECONDS,
+    )
+    files = run_sample(job, tmp_path)
+    assert [len(texts) for texts in rolled_out] == [2, 1]
+    names = ["00_a_red_7_seed2", "01_a_blue_3_seed3", "02_ein_gr_nes_seed4"]
+    folder = tmp_path / "samples"
+    kinds = (".mp4", ".gif", ".png", "")
+    assert files == [folder / f"{name}{kind}" for name in names for kind in kinds]
+    assert sorted(folder.iterdir()) == sorted(files)
+    for index, name in enumerate(names):
+        expected = pixels(2 + index, 0, 13)
+        for kind, error in ((".mp4", 3), (".gif", 0)):
+            np.testing.assert_allclose(grays(folder / f"{name}{kind}"), expected[:, 0, 0, 0], atol=error)
+        frames = [read_video(path)[0] for path in sorted((folder / name).iterdir())]
+        np.testing.assert_array_equal(frames, expected)
+        assert read_video(folder / f"{name}.png").shape[-1] == 3
+    said = capsys.readouterr().out
+    assert "frames/s" in said and "ids/s" in said and "left" in said and said.count("wrote") == 12
+
+
+def test_what_is_written_is_kept_when_a_later_one_fails(pipe, monkeypatch, tmp_path):
+    whole = Generator.roll_out
+
+    def failing(self, texts, num_frames, seeds, sampling, start=None):
+        for frames in whole(self, texts, num_frames, seeds, sampling, start):
+            yield frames
+            if 1 in seeds:
+                raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Generator, "roll_out", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_sample(SampleJob(prompt="one|two", batch_size=1, outputs="mp4|frames", sampling=TWO_SECONDS), tmp_path)
+    folder = tmp_path / "samples"
+    assert len(grays(folder / "00_one_seed0.mp4")) == 13
+    np.testing.assert_allclose(grays(folder / "01_two_seed1.part.mp4"), pixels(1, 0, 5)[:, 0, 0, 0], atol=3)
+    assert len(list((folder / "01_two_seed1").iterdir())) == 5
+    assert not (folder / "01_two_seed1.mp4").exists()
+
+
+def test_an_image_or_a_video_to_start_from(pipe, tmp_path):
+    write_image(tmp_path / "start.png", np.full((48, 64, 3), 90, np.uint8))
+    write_video(tmp_path / "start.mp4", np.concatenate([pixels(0, 20, 30)]), fps=6.5)
+    for field, file, expected in (("image", "start.png", [90]), ("video", "start.mp4", 3 * np.arange(45, 50))):
+        job = SampleJob(outputs="gif", sampling=TWO_SECONDS, **{field: str(tmp_path / file)})
+        [path] = run_sample(job, tmp_path)
+        np.testing.assert_allclose(grays(path)[: len(expected)], expected, atol=3)
+        assert len(grays(path)) == 13
+
+
+def test_prompts_from_a_line_a_file_and_standard_input(tmp_path, monkeypatch):
+    assert read_prompts(" a | b|| ") == ["a", "b"]
+    (tmp_path / "p.txt").write_bytes("\ufeffa | b\r\n\r\nc".encode())
+    assert read_prompts("unused", str(tmp_path / "p.txt")) == ["a | b", "c"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"d\ne\n")))
+    assert read_prompts("unused", "-") == ["d", "e"]
+    (tmp_path / "latin.txt").write_bytes(b"first\ngr\xfcn\n")
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    for name, said in (
+        ("latin.txt", "Line 2 of .* not UTF-8"),
+        ("empty.txt", "no prompt in"),
+        ("none.txt", "not exist"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_prompts("unused", str(tmp_path / name))
+
+
+FRAME = np.zeros((32, 32, 3), np.uint8)
+# What a user may give for each argument: possible values, then impossible ones.
+VALUES = {
+    "prompt": (
+        ["a red 7", ["a", "b"], "x" * 200_000, "\x00", "日本語 🐉", "|", ["a"] * 5],
+        ["", "  \n", [], None, 7, b"bytes", ["a", ""], ["a", None], "\udcff", {"a": 1}, [["a"]], float("nan")],
+    ),
+    "seed": ([0, 1, 2**31 - 9, np.int64(3)], [-1, 2**31, 2**80, 1.5, "1", None, True, float("nan")]),
+    "seconds": ([1, 0.01, np.float32(2), 3.5], [0, -1, 1e9, float("nan"), float("inf"), "60", None, [1], True, 1j]),
+    "temperature": ([0.1, 1, 100.0], [0, -1.0, float("nan"), float("inf"), "hot", None]),
+    "top_k": ([0, 1, 64, 65, 10**9, np.int32(4)], [-1, 1.5, "all", None, float("nan"), True]),
+    "top_p": ([0.5, 1, 1e-9], [0, 1.1, -1, float("nan"), "0.9", None]),
+    "min_p": ([0, 0.5, 1.0], [-0.1, 1.1, float("nan"), "0", None]),
+    "guidance_scale": ([1, 3.5, 100.0], [0.5, -1, float("nan"), float("inf"), "2", None]),
+    "reencode_frames": ([1, 5, 9], [0, -5, 1.0, "5", None, True]),
+    "image": (
+        [FRAME],
+        [
+            FRAME[:16],
+            FRAME[..., :1],
+            FRAME / 255,
+            FRAME[None],
+            "a.png",
+            7,
+            [[1], [2, 3]],
+            np.zeros((32, 32, 3), object),
+        ],
+    ),
+    "video": (
+        [FRAME[None].repeat(9, 0), FRAME[None]],
+        [
+            FRAME,
+            FRAME[None, :, :8],
+            np.zeros((0, 32, 32, 3), np.uint8),
+            FRAME[None].astype(int),
+            "a.mp4",
+            [[1], [2, 3]],
+        ],
+    ),
+    "secs": ([], [1, None]),
+    "codebook": ([], ["x"]),
+    "self_": ([], [0]),
+}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_hundred_hostile_calls(seed, pipe, rolled_out):
+    """A right result, or one clear sentence before anything is sampled."""
+    rng = np.random.default_rng(seed)
+    outcomes = []
+    for _ in range(100):
+        names = ["prompt", *rng.choice(list(VALUES)[1:], rng.integers(0, 4), replace=False)]
+        call, is_possible = {}, not {"image", "video"} <= set(names)
+        for name in names:
+            possible, impossible = VALUES[name]
+            is_good = bool(possible) and rng.random() < 0.8
+            choices = possible if is_good else impossible
+            call[name], is_possible = choices[rng.integers(len(choices))], is_possible and is_good
+        rolled_out.clear()
+        call = {"seconds": 2.0} | call
+        outcomes.append(is_possible)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if is_possible:
+                video = pipe(**call)
+                shape = (max(1, round(float(call["seconds"]) * 6.5)), 32, 32, 3)
+                assert video.dtype == np.uint8
+                assert video.shape == (shape if isinstance(call["prompt"], str) else (len(call["prompt"]), *shape))
+                continue
+            with pytest.raises(ValueError) as error:
+                pipe(**call)
+        message = str(error.value)
+        assert not rolled_out and message.endswith(".") and "\n" not in message and 20 < len(message) < 400, message
+    assert 20 < sum(outcomes) < 80
+
+
+def test_a_video_that_does_not_fit_into_memory_is_for_the_stream(pipe, monkeypatch):
+    monkeypatch.setattr(pipeline, "host_memory", lambda: 2**20)
+    with pytest.raises(ValueError, match="GiB, more than this machine has: take them from pipe.stream"):
+        pipe("a 7", seconds=60)
+    assert next(pipe.stream("a 7", seconds=60)).shape == (5, 32, 32, 3)
