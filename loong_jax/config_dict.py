@@ -28,17 +28,34 @@ def load_job(folder: str | Path, name: str) -> Job:
     """The job of ``<folder>/NAME.py``, given NAME[:VARIANT].
 
     Raises:
-        ConfigError: there is no such file or variant.
+        ConfigError: there is no such file or variant, or the file fails.
     """
-    name, _, variant = name.partition(":")
-    path = Path(folder) / f"{name}.py"
-    if not path.is_file():
-        allowed = ", ".join(sorted(other.stem for other in Path(folder).glob("*.py"))) or "none"
-        raise ConfigError(f"There is no config {name!r} in {folder}; there are: {allowed}.")
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return from_config_dict(module.get_config(variant))
+    name, colon, variant = name.partition(":")
+    return from_config_dict(load_config(f"{Path(folder) / name}.py{colon}{variant}"))
+
+
+def load_config(file: str) -> ml_collections.ConfigDict:
+    """What ``get_config`` of FILE[:VARIANT] returns.
+
+    Raises:
+        ConfigError: there is no such file or variant, or the file fails.
+    """
+    path, _, variant = file.partition(":")
+    path = Path(path)
+    if path.suffix != ".py" or not path.is_file():
+        folder = path if path.is_dir() else path.parent
+        allowed = ", ".join(sorted(map(str, folder.glob("*.py")))) or f"none in folder {folder}"
+        raise ConfigError(f"There is no config file {path}; there are: {allowed}.")
+    try:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config(variant)
+    except ConfigError:
+        raise
+    except Exception as error:  # a config file is code
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"Config {path} fails with {reason}.") from error
 
 
 def to_config_dict(job: Any) -> ml_collections.ConfigDict:
@@ -93,11 +110,13 @@ def _build(cls: type, values: dict, prefix: str) -> Any:
 
 
 def _checked(expected: type, value: Any, field: str) -> Any:
+    for number in value if isinstance(value, (tuple, list)) else (value,):
+        require(type(number) is not int or abs(number) < 2**31, field, value, "a whole number must fit into 32 bits")
     if typing.get_origin(expected) is tuple:
         ok = isinstance(value, (tuple, list)) and all(type(item) is int for item in value)
         require(ok, field, value, "it must be a tuple of integers")
         return tuple(value)
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+    if expected is float and type(value) is int:
         return float(value)
     ok = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
     require(ok, field, value, f"it must be of type {expected.__name__}")

@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from loong_jax import config, distributed
+from loong_jax.command_line import explain, one_line
 from loong_jax.config_dict import from_config_dict, to_json_dict
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, e.g. configs/stage2.py:debug.")
@@ -25,6 +26,8 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", True, "Join the job's other proc
 def run_job(job: config.Job, workdir: Path) -> None:
     """Run ``job`` in ``workdir``; what an earlier run has finished there is not done again."""
     distributed.check_task(job.task)
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir={workdir} is a file: name a folder, which is made where there is none.")
     workdir.mkdir(parents=True, exist_ok=True)
     if distributed.is_first():
         (workdir / "config.json").write_text(json.dumps(to_json_dict(job), indent=2) + "\n")
@@ -72,8 +75,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
             raise ValueError("Both --config=configs/NAME.py and --workdir=DIR are needed.")
         _CONFIG.value.to_dict()  # a file that failed to load raises here, not when it was parsed
         return rest
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        _fail(error)
+    except Exception as error:  # of many types: a config file is code, and its settings are parsed in many ways
+        _fail(explain(argv[1:], error))
 
 
 def _main(argv: list[str]) -> None:
@@ -89,15 +92,10 @@ def _main(argv: list[str]) -> None:
     except (ValueError, OSError) as error:
         if flags.FLAGS.pdb:
             raise
-        _fail(error)
+        _fail(one_line(error))
 
 
-def _fail(error: Exception) -> None:
-    message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
-    if "\\n" in message:  # the message of one error, quoted in that of another
-        message = message.replace("\\n", ". ").replace("\\'", "'").strip("\"'")
-    # ml_collections quotes the whole traceback of a config file that failed; its last line says what is wrong.
-    message = message.strip().splitlines()[-1].strip().removeprefix("loong_jax.config.checks.ConfigError: ")
+def _fail(message: str) -> None:
     print(f"error: {distributed.process_label()}{message}", file=sys.stderr)
     distributed.leave(2)
 

@@ -128,7 +128,7 @@ def test_times_are_those_of_the_rates(make_mesh, monkeypatch):
 
 def test_what_is_no_experiment(tmp_path):
     for experiment, said in (
-        ("stage9", "no config 'stage9'.*stage1"),
+        ("stage9", "no config file .*stage9.py.*stage1"),
         ("stage3:8b", "8b"),
         ("sample", "name one a training"),
     ):

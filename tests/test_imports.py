@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "vocab": set(),
     "distributed": set(),
     "config_dict": {"config"},
+    "command_line": {"config", "config_dict"},
     "sharding": {"config"},
     "video": {"config"},
     "checkpoint": {"config", "sharding"},

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from loong_jax.command_line import explain, one_line
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -21,6 +23,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         (["--config=configs/stage2.py:huge"], "'huge'"),
         (["--config=configs/stage2.py:debug", "--config.data.text_drop=2.0"], "text_drop=2.0"),
         (["--config=configs/absent.py"], "absent.py"),
+        (
+            ["--config=configs/stage2.py:debug", "--config.loss.early_weigth=1"],
+            "error: --config.loss.early_weigth is not",
+        ),
+        (["--config=configs/stage2.py:debug", "--config.train.num_steps=many"], "num_steps='many' is not possible"),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, said, tmp_path):
@@ -28,3 +35,53 @@ def test_a_mistake_is_one_sentence(arguments, said, tmp_path):
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+TOKENIZER = "--config=configs/tokenizer.py:debug"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            [TOKENIZER, "--config.tokenizer.quantizer.distanc=l2"],
+            "--config.tokenizer.quantizer.distanc is not a setting (did you mean distance?): tokenizer.quantizer has",
+        ),
+        ([TOKENIZER, "--config.tokeniser.quantizer.dim=1"], "(did you mean tokenizer?): the config has data,"),
+        ([TOKENIZER, "--config.seed.x=1"], "--config.seed.x is not a setting: seed is a single value, 0."),
+        ([TOKENIZER, "--config.data=1"], "--config.data is a group of settings: set one of cache_ids,"),
+        ([TOKENIZER, "--config.seed=one"], "--config.seed='one' is not possible: it must be a whole number."),
+        ([TOKENIZER, "--config.seed", "1.5"], "--config.seed='1.5' is not possible: it must be a whole number."),
+        ([TOKENIZER, "--config.data.fps=fast"], "--config.data.fps='fast' is not possible: it must be a number."),
+        ([TOKENIZER, "--config.data.require_caption=2"], "must be True or False"),
+        ([TOKENIZER, "--config.tokenizer.spatial_strides=(2,'a')"], "write whole numbers, as in (1,2)"),
+        (
+            ["--config.seed=1", TOKENIZER],
+            "--config.seed=1 comes before --config=configs/tokenizer.py:debug: write it after",
+        ),
+        (
+            ["--config=configs/tokeniser.py"],
+            "There is no config file configs/tokeniser.py; there are: configs/check_data.py,",
+        ),
+        (["--config=configs"], "There is no config file configs; there are: configs/check_data.py,"),
+        (["--config=configs/tokenizer.py:dbug"], "the config's variant='dbug' is not possible: choose one of 'debug',"),
+        ([], "Both --config=configs/NAME.py and --workdir=DIR are needed."),
+    ],
+)
+def test_what_is_wrong_with_the_arguments(arguments, said, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    message = explain([*arguments, "--workdir=w"], ValueError("told\nin several lines"))
+    assert said in message and "\n" not in message
+
+
+def test_a_config_file_that_fails(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config(variant):\n    return 1 / 0\n")
+    message = explain([f"--config={tmp_path}/mine.py", "--workdir=w"], TypeError())
+    assert message == f"Config {tmp_path}/mine.py fails with ZeroDivisionError: division by zero."
+
+
+def test_what_no_check_knows_is_told_in_one_line():
+    arguments = [f"--config={ROOT}/configs/tokenizer.py:debug", "--workdir=w", "--wrokdir=v"]
+    assert explain(arguments, ValueError("Unknown flag\n  'wrokdir'.")) == "Unknown flag 'wrokdir'."
+    assert one_line(KeyError()) == "KeyError"
+    assert one_line(PermissionError(13, "Permission denied", "/root/w")) == "/root/w: Permission denied."

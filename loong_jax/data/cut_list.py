@@ -25,8 +25,8 @@ class CutList:
         """
         self._table = Path(path)
         if not self._table.is_file():
-            exists = self._table.exists()
-            raise ValueError(f"{path} is no file." if exists else f"List of cuts {path} does not exist.")
+            found = f"{path} is no file" if self._table.exists() else f"List of cuts {path} does not exist"
+            raise ValueError(f"{found}: name a .jsonl or .csv file, --config.data.source=cut_list:FILE.")
         self._rows = read_rows(self._table)
         if not self._rows:
             raise ValueError(f"List of cuts {path} is empty.")

@@ -22,7 +22,8 @@ def read_folder(path: str | Path) -> list[Medium]:
     """
     root = Path(path)
     if not root.is_dir():
-        raise ValueError(f"{path} is no folder." if root.exists() else f"Folder {path} does not exist.")
+        found = f"{path} is no folder" if root.exists() else f"Folder {path} does not exist"
+        raise ValueError(f"{found}: name the one that holds your videos, --config.data.source=folder:DIR.")
     allowed = (*EXTENSIONS, *IMAGE_EXTENSIONS)
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in allowed)
     if not files:

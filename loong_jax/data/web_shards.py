@@ -30,7 +30,8 @@ class WebShards:
         """
         root = Path(path)
         if not root.is_dir():
-            raise ValueError(f"{path} is no folder." if root.exists() else f"Folder of shards {path} does not exist.")
+            found = f"{path} is no folder" if root.exists() else f"Folder of shards {path} does not exist"
+            raise ValueError(f"{found}: name the one with the tars, --config.data.source=web_shards:DIR.")
         # Beside each tar lies a parquet file with its metadata alone, which is no shard.
         tars = sorted(root.glob("*.tar"))
         self._shards = tars or sorted(root.glob("*.parquet"))

@@ -1,0 +1,75 @@
+"""What is wrong with a command line, in one sentence; absl and ml_collections tell it in several, or in Python's."""
+
+import difflib
+import re
+from typing import Any
+
+import ml_collections
+from absl import flags
+
+from loong_jax.config import ConfigError, require
+from loong_jax.config_dict import load_config
+
+_PARSERS = {
+    bool: (flags.BooleanParser(), "True or False"),
+    int: (flags.IntegerParser(), "a whole number"),
+    float: (flags.FloatParser(), "a number"),
+}
+_SETTING = re.compile(r"--?(?P<no>no)?config\.(?P<field>[^=]*)(=(?P<text>.*))?", re.DOTALL)
+_FILE = re.compile(r"--?config(=(?P<text>.*))?", re.DOTALL)
+
+
+def explain(arguments: list[str], error: Exception) -> str:
+    """The mistake in ``arguments``, over which the flags' parser raised ``error``."""
+    try:
+        check_arguments(arguments)
+    except ConfigError as mistake:
+        return str(mistake)
+    return one_line(error)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error without line breaks, and what raised it where it has none."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Raise ConfigError where the config file cannot be had, or a setting is not in it or of another type."""
+    found = [(place, _FILE.fullmatch(argument)) for place, argument in enumerate(arguments)]
+    given = [(place, match["text"] or "".join(arguments[place + 1 : place + 2])) for place, match in found if match]
+    if not given or not any(re.match("--?workdir", argument) for argument in arguments):
+        raise ConfigError("Both --config=configs/NAME.py and --workdir=DIR are needed.")
+    [(first, _), *_], (_, file) = given, given[-1]
+    values = load_config(file)
+    for place, argument in enumerate(arguments):
+        if setting := _SETTING.fullmatch(argument):
+            if place < first:
+                raise ConfigError(f"{argument} comes before --config={file}: write it after that.")
+            following = arguments[place + 1] if place + 1 < len(arguments) else None
+            _check_setting(values, setting["field"], following if setting["text"] is None else setting["text"])
+
+
+def _check_setting(values: Any, field: str, text: str | None) -> None:
+    path = ""
+    for name in field.split("."):
+        if not isinstance(values, ml_collections.ConfigDict):
+            raise ConfigError(f"--config.{field} is not a setting: {path} is a single value, {values!r}.")
+        if name not in values:
+            near = difflib.get_close_matches(name, list(values), 1)
+            guess = f" (did you mean {near[0]}?)" if near else ""
+            group = path or "the config"
+            raise ConfigError(f"--config.{field} is not a setting{guess}: {group} has {', '.join(values)}.")
+        path, values = f"{path}.{name}".lstrip("."), values[name]
+    if isinstance(values, ml_collections.ConfigDict):
+        raise ConfigError(f"--config.{field} is a group of settings: set one of {', '.join(values)}.")
+    if isinstance(values, tuple):
+        is_possible = text is not None and re.fullmatch(r"[(\[]?(\s*-?\d+\s*,)*(\s*-?\d+)?\s*[)\]]?", text)
+        require(bool(is_possible), f"--config.{field}", text, "write whole numbers, as in (1,2)")
+    elif type(values) in _PARSERS and not (isinstance(values, bool) and text is None):
+        parser, allowed = _PARSERS[type(values)]
+        try:
+            parser.parse(text)
+        except (TypeError, ValueError):
+            raise ConfigError(f"--config.{field}={text!r} is not possible: it must be {allowed}.") from None
