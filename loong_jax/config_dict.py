@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from loong_jax.config import JOBS, ConfigError, Job, require, require_choice
+from loong_jax.config import JOBS, ConfigError, IntSchedule, Job, Schedule, require, require_choice
 
 
 def parse_variant(variant: str, allowed: tuple[str, ...]) -> set[str]:
@@ -60,13 +60,16 @@ def load_config(file: str) -> ml_collections.ConfigDict:
 
 def to_config_dict(job: Any) -> ml_collections.ConfigDict:
     """Return ``job`` as a ConfigDict that ``--config.field=value`` can override."""
-    return ml_collections.ConfigDict(
-        {
-            field.name: to_config_dict(value) if dataclasses.is_dataclass(value) else value
-            for field in dataclasses.fields(job)
-            for value in [getattr(job, field.name)]
-        }
-    )
+    types = typing.get_type_hints(type(job))
+    return ml_collections.ConfigDict({name: _to_entry(types[name], getattr(job, name)) for name in types})
+
+
+def _to_entry(expected: type, value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_config_dict(value)
+    if expected in (Schedule, IntSchedule):
+        return ml_collections.FieldReference(value, field_type=object)  # a number may become a tuple
+    return value
 
 
 def from_config_dict(values: Any) -> Job:
@@ -112,6 +115,11 @@ def _build(cls: type, values: dict, prefix: str) -> Any:
 def _checked(expected: type, value: Any, field: str) -> Any:
     for number in value if isinstance(value, (tuple, list)) else (value,):
         require(type(number) is not int or abs(number) < 2**31, field, value, "a whole number must fit into 32 bits")
+    if expected in (Schedule, IntSchedule):
+        kind = typing.get_args(expected)[0]
+        if isinstance(value, (tuple, list)):
+            return tuple(_checked(kind, item, field) for item in value)
+        return _checked(kind, value, field)
     if typing.get_origin(expected) is tuple:
         ok = isinstance(value, (tuple, list)) and all(type(item) is int for item in value)
         require(ok, field, value, "it must be a tuple of integers")

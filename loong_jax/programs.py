@@ -13,7 +13,7 @@ from loong_jax.config import ConfigError, LanguageModelJob, SamplingConfig, Toke
 from loong_jax.models import transformer
 from loong_jax.models.kv_cache import KVCache
 from loong_jax.sampling.decode import make_decoder
-from loong_jax.sampling.logits import SamplingRule
+from loong_jax.sampling.logits import rules_of
 from loong_jax.tokenizer import autoencoder
 from loong_jax.tokenizer.perceptual import lpips_shapes
 from loong_jax.training.lm_job import row_length
@@ -72,32 +72,39 @@ def lower_model_training(job: LanguageModelJob, mesh: Mesh, batch_size: int, len
 
 
 def lower_decoding(job: LanguageModelJob, mesh: Mesh, batch_size: int, is_guided: bool = False) -> Program:
-    """The loop that samples all ids of ``batch_size`` clips."""
+    """The loop that samples the ids of a latent frame of ``batch_size`` clips."""
     _require_parts(mesh, batch_size, "prompts")
     config, rows = job.model, batch_size * (2 if is_guided else 1)
-    num_codes = job.tokenizer.latent_frames(job.data.num_frames) * job.tokenizer.latent_size(job.data.frame_size) ** 2
-    prompt_slots = job.data.max_text_ids + NUM_MARKERS
+    frame_steps = job.tokenizer.latent_size(job.data.frame_size) ** 2
+    num_codes = job.tokenizer.latent_frames(job.data.num_frames) * frame_steps
     decoder = make_decoder(
-        config, mesh, batch=batch_size, is_guided=is_guided, prompt_slots=prompt_slots, max_steps=num_codes
+        config,
+        mesh,
+        batch=batch_size,
+        is_guided=is_guided,
+        prompt_slots=job.data.max_text_ids + NUM_MARKERS,
+        max_steps=num_codes,
+        frame_steps=frame_steps,
     )
     _, params = transformer.abstract_params(config)
     params = _placed(params, sharding.tree_shardings(mesh, params, transformer.logical_axes(config)))
-    dtype = transformer.compute_dtype(config)
-    slots = prompt_slots + num_codes
-    cache = jax.eval_shape(lambda: KVCache.zeros(config, rows, slots, dtype))
-    cache = _placed(cache, KVCache.shardings(mesh, config, rows, slots))
 
     def cut(shape, dtype):
         place = sharding.named_sharding(mesh, ("batch",) + (None,) * (len(shape) - 1), shape)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
-    rule = jax.eval_shape(lambda: SamplingRule.create(SamplingConfig()))
+    (rule,) = jax.eval_shape(lambda: rules_of(SamplingConfig(), False, 1))
     logits = cut((rows, config.num_video_ids), jnp.float32)
     positions = cut((rows, num_codes) if config.rope == "1d" else (rows, num_codes, 3), jnp.int32)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    params = jax.eval_shape(decoder.prepare, params)
+    params = _placed(params, sharding.tree_shardings(mesh, params, transformer.logical_axes(config)))
+    cache = jax.eval_shape(decoder.new_cache)
+    cache = _placed(cache, KVCache.shardings(mesh, config, *cache.valid.shape))
     with jax.set_mesh(mesh):
-        steps = jax.ShapeDtypeStruct((), jnp.int32)
-        return Program(decoder.decode.lower(params, cache, logits, positions, steps, keys, rule), params, cache)
+        lowered = decoder.decode.lower(params, cache, logits, positions, step, step, keys, rule)
+    return Program(lowered, params, cache)
 
 
 def bytes_on_device(tree: Any) -> int:

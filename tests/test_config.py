@@ -5,6 +5,8 @@ import json
 import typing
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from loong_jax.config import (
     DEBUG_TOKENIZER,
@@ -17,6 +19,7 @@ from loong_jax.config import (
     DiscriminatorConfig,
     EstimateJob,
     EvaluateJob,
+    IntSchedule,
     LanguageModelJob,
     LossConfig,
     MeshConfig,
@@ -24,6 +27,7 @@ from loong_jax.config import (
     QuantizerConfig,
     SampleJob,
     SamplingConfig,
+    Schedule,
     TokenizeJob,
     TokenizerConfig,
     TokenizerJob,
@@ -33,6 +37,7 @@ from loong_jax.config import (
     checks,
     jobs,
     model,
+    sampling,
     sources,
     tokenizer,
     training,
@@ -140,20 +145,19 @@ IMPOSSIBLE = [
     ],
     (SamplingConfig, {"seconds": 0.0}, "seconds", 0.0, POSITIVE),
     (SamplingConfig, {"seconds": 1e9}, "sampling.seconds", 1e9, "at most 86400, a day"),
-    (SamplingConfig, {"temperature": 0.0}, "temperature", 0.0, POSITIVE),
-    (SamplingConfig, {"top_k": -1}, "top_k", -1, NOT_NEGATIVE),
-    (SamplingConfig, {"top_p": 0.0}, "sampling.top_p", 0.0, "in (0, 1]"),
-    (SamplingConfig, {"top_p": 1.1}, "sampling.top_p", 1.1, "in (0, 1]"),
-    (SamplingConfig, {"min_p": 2.0}, "min_p", 2.0, SHARE),
-    (SamplingConfig, {"guidance_scale": 0.5}, "sampling.guidance_scale", 0.5, "at least 1"),
-    (SamplingConfig, {"continuation_temperature": -1}, "continuation_temperature", -1, NOT_NEGATIVE),
-    (
-        SamplingConfig,
-        {"continuation_guidance_scale": 0.5},
-        "sampling.continuation_guidance_scale",
-        0.5,
-        "use 0, or at least 1",
-    ),
+    *[
+        (SamplingConfig, {field: value}, f"sampling.{field}", value, allowed)
+        for field, values, allowed in (
+            ("temperature", (0.0, (1.0, 0.0), (), "hot", float("inf"), [1.0]), "a number greater than 0, or a tuple"),
+            ("top_k", (-1, 2.5, (100, None)), "an integer at least 0, or a tuple"),
+            ("top_p", (0.0, 1.1, (0.9, 0.0)), "in (0, 1]"),
+            ("min_p", (2.0, (0.1, -0.1)), "in [0, 1]"),
+            ("guidance_scale", (0.5, (3.0, 0.5)), "at least 1"),
+            ("continuation_temperature", (-1, (0.5, 0.0)), "greater than 0, or 0"),
+            ("continuation_guidance_scale", (0.5, (2.0, 0.0)), "at least 1, or 0"),
+        )
+        for value in values
+    ],
     (SamplingConfig, {"reencode_frames": 0}, "reencode_frames", 0, POSITIVE),
     (TokenizerJob, {"data": DataConfig(num_frames=16)}, "num_frames", 16, "1 + a multiple of 4"),
     (TokenizerJob, {"data": DataConfig(frame_size=100)}, "frame_size", 100, "a multiple of 8"),
@@ -228,7 +232,7 @@ def test_an_impossible_setting(cls, kwargs, field, value, allowed):
 
 def test_every_check_is_tried_above(monkeypatch):
     checked = set()
-    for module in (checks, jobs, model, sources, tokenizer, training):
+    for module in (checks, jobs, model, sampling, sources, tokenizer, training):
         monkeypatch.setattr(
             module, "require", lambda condition, field, value, allowed: checked.add(field), raising=False
         )
@@ -273,7 +277,7 @@ EXAMPLES = [
         loss=LossConfig(early_weight=0.5),
         train=TRAIN,
     ),
-    SampleJob(prompt="a|b", sampling=SamplingConfig(top_p=0.5, min_p=0.1)),
+    SampleJob(prompt="a|b", sampling=SamplingConfig(top_p=0.5, min_p=(0.1, 0.2), top_k=(400, 20))),
     DemoJob(tokenizer=TokenizerJob(tokenizer=DEBUG_TOKENIZER), stage2=LanguageModelJob(train=TRAIN), num_eval_clips=7),
     EvaluateJob(data=DataConfig(num_frames=65), num_clips=3),
     EstimateJob(batch_sizes=(3,), mesh=MeshConfig(tensor=2), step="sampling"),
@@ -318,6 +322,7 @@ def test_a_mistyped_field_is_named_at_every_depth(job):
 def test_a_wrong_type_is_named_at_every_depth(job):
     wrong = {int: (2.5, "of type int"), float: ("much", "of type float"), str: (7, "of type str")}
     wrong |= {bool: (1, "of type bool"), tuple[int, ...]: ((1, 2.0), "a tuple of integers")}
+    wrong |= {Schedule: wrong[float], IntSchedule: wrong[int]}
     values = to_json_dict(job)
     tried = 0
     for path, cls, inner in settings(type(job), values):
@@ -354,6 +359,21 @@ def test_numbers_of_another_kind():
     values["train"]["num_steps"] = True
     with pytest.raises(ConfigError, match="train.num_steps=True .*type int"):
         from_config_dict(values)
+
+
+def test_a_schedule_on_the_command_line():
+    """One number or several, where the default is one."""
+
+    def parsed(*settings: str) -> SamplingConfig:
+        argv, found = ["main", *(f"--config.sampling.{setting}" for setting in settings)], flags.FlagValues()
+        config_flags.DEFINE_config_dict("config", to_config_dict(SampleJob()), flag_values=found, sys_argv=argv)
+        found(argv)
+        return from_config_dict(found.config).sampling
+
+    expected = SamplingConfig(temperature=0.7, top_k=(400, 20), min_p=(0.1,), guidance_scale=2.0)
+    assert parsed("temperature=0.7", "top_k=(400,20)", "min_p=(0.1,)", "guidance_scale=2") == expected
+    with pytest.raises(ConfigError, match="sampling.top_k='many' .*type int"):
+        parsed("top_k=many")
 
 
 @pytest.mark.parametrize("task", ["train", None, 3])

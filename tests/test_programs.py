@@ -35,4 +35,4 @@ def test_the_full_size_tokenizer_lowers(make_mesh):
 def test_full_size_sampling_lowers(make_mesh):
     job = load_job(CONFIGS, "stage3:7b")
     program = lower_decoding(job, make_mesh(data=2, tensor=4), 2, is_guided=True)
-    assert bytes_on_device(program.params) == pytest.approx(6.807e9, rel=0.01)  # float32 over four
+    assert bytes_on_device(program.params) == pytest.approx(6.675e9, rel=0.001)  # over four, 8,192 columns of the head

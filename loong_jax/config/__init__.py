@@ -19,7 +19,8 @@ from loong_jax.config.jobs import (
     TokenizeJob,
     TokenizerJob,
 )
-from loong_jax.config.model import DEBUG_TRANSFORMER, TRANSFORMER_PRESETS, LossConfig, SamplingConfig, TransformerConfig
+from loong_jax.config.model import DEBUG_TRANSFORMER, TRANSFORMER_PRESETS, LossConfig, TransformerConfig
+from loong_jax.config.sampling import IntSchedule, SamplingConfig, Schedule, by_frame
 from loong_jax.config.sources import SourceName, is_tokens, parse_sources
 from loong_jax.config.tokenizer import (
     DEBUG_TOKENIZER,
@@ -50,6 +51,7 @@ __all__ = [
     "DiscriminatorConfig",
     "EstimateJob",
     "EvaluateJob",
+    "IntSchedule",
     "Job",
     "LanguageModelJob",
     "LossConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "QuantizerConfig",
     "SampleJob",
     "SamplingConfig",
+    "Schedule",
     "SourceName",
     "TokenizeJob",
     "TokenizerConfig",
@@ -65,6 +68,7 @@ __all__ = [
     "TokenizerLossConfig",
     "TrainConfig",
     "TransformerConfig",
+    "by_frame",
     "is_tokens",
     "parse_sources",
     "require",

@@ -4,7 +4,8 @@ import dataclasses
 import typing
 
 from loong_jax.config.checks import require, require_choice, require_not_negative, require_positive
-from loong_jax.config.model import LossConfig, SamplingConfig, TransformerConfig
+from loong_jax.config.model import LossConfig, TransformerConfig
+from loong_jax.config.sampling import SamplingConfig
 from loong_jax.config.sources import require_pixels
 from loong_jax.config.tokenizer import DiscriminatorConfig, TokenizerConfig, TokenizerLossConfig
 from loong_jax.config.training import DataConfig, MeshConfig, OptimizerConfig, TrainConfig

@@ -1,4 +1,4 @@
-"""Settings of the language model, of its loss, and of sampling from it."""
+"""Settings of the language model and of its loss."""
 
 import dataclasses
 
@@ -96,43 +96,3 @@ class LossConfig:
     def __post_init__(self):
         require_not_negative(self, "early_frames", "early_weight", "z_weight")
         require_share(self, "context_corruption")
-
-
-_LONGEST = 24 * 60 * 60  # seconds of video; more is a slip of the hand
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How a video is rolled out (Loong, section 3.4)."""
-
-    seconds: float = 60.0
-    temperature: float = 1.0
-    top_k: int = 100  # 0: all codes
-    top_p: float = 1.0
-    min_p: float = 0.0
-    guidance_scale: float = 1.0  # 1: no guidance
-    reencode_frames: int = 5  # pixel frames carried into the next round
-    # Of the rounds that continue a video, where errors add up; 0: those above.
-    continuation_temperature: float = 0.0
-    continuation_guidance_scale: float = 0.0
-
-    @property
-    def continuing(self) -> "SamplingConfig":
-        """The rules of the rounds that continue a video."""
-        return dataclasses.replace(
-            self,
-            temperature=self.continuation_temperature or self.temperature,
-            guidance_scale=self.continuation_guidance_scale or self.guidance_scale,
-        )
-
-    def __post_init__(self):
-        require_positive(self, "seconds", "temperature")
-        require(self.seconds <= _LONGEST, "sampling.seconds", self.seconds, f"at most {_LONGEST}, a day")
-        require_not_negative(self, "continuation_temperature")
-        scale = self.continuation_guidance_scale
-        require(scale == 0 or scale >= 1, "sampling.continuation_guidance_scale", scale, "use 0, or at least 1")
-        require_not_negative(self, "top_k")  # 0: all codes
-        require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "it must lie in (0, 1]")
-        require_share(self, "min_p")
-        require(self.guidance_scale >= 1, "sampling.guidance_scale", self.guidance_scale, "it must be at least 1")
-        require_positive(self, "reencode_frames")

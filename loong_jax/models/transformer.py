@@ -207,12 +207,17 @@ def _in_dtype(blocks: dict[str, Array], dtype: jnp.dtype) -> dict[str, Array]:
 
 
 def decoding_params(params: dict, config: TransformerConfig, start: int, stop: int) -> dict:
-    """What a decoding loop reads: layers and head in the compute dtype, the head cut to the ids [start, stop).
+    """What a decoding loop reads: matrices in the compute dtype, the head cut to the ids [start, stop).
 
     Made once before the loop, so that no step casts or cuts a weight again; then ``logits(hidden, 0, stop - start)``.
     """
     dtype = compute_dtype(config)
-    return {**params, "blocks": _in_dtype(params["blocks"], dtype), "head": params["head"][:, start:stop].astype(dtype)}
+    return {
+        "embedding": params["embedding"].astype(dtype),
+        "blocks": _in_dtype(params["blocks"], dtype),
+        "final_norm": params["final_norm"],
+        "head": params["head"][:, start:stop].astype(dtype),
+    }
 
 
 def compute_dtype(config: TransformerConfig) -> jnp.dtype:

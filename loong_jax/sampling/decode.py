@@ -20,26 +20,38 @@ from loong_jax.sampling.logits import SamplingRule, choose, guide
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """Two jitted functions and the cache they share, for a fixed number of rows and slots.
+    """Jitted functions and the cache they share, for a fixed number of rows and slots.
 
     Rows are prompts; with guidance each prompt has two adjacent rows, conditional and null-text, so that a batch cut
     over devices keeps the pair together.
 
+    ``prepare(params) -> params``: made once of a model's parameters, what the other two read.
     ``prefill(params, cache, tokens, positions, valid) -> (cache, logits)``: prompts [rows, prompt_slots], padded on
-    either side where not ``valid``; the logits are those after each row's last valid token.
-    ``decode(params, cache, logits, positions, num_steps, keys, rule) -> (cache, codes)``: codes int32
-    [batch, max_steps], of which the first ``num_steps`` (a traced number) are sampled; ``positions`` [rows, max_steps]
-    says where they go.
-    Both donate the cache.
+    either side where not ``valid``; the logits [rows, num_video_ids] are those after each row's last valid token.
+    ``decode(params, cache, logits, positions, start, num_steps, keys, rule) -> (cache, logits, codes)``: samples the
+    codes of the steps [start, start + num_steps) of a clip, both traced, of which ``frame_steps`` at most, int32
+    [batch, frame_steps] with zeros after the last; ``positions`` [rows, max_steps] says where every step's code goes,
+    ``keys`` [batch] are folded with the step, so that a clip is the same in one call or in several. The logits are
+    those after the last code.
+    ``new_cache()``: an empty cache.
+    ``prefill`` and ``decode`` donate the cache, and ``decode`` the logits.
     """
 
+    prepare: Callable[[Any], Any]
     prefill: Callable[..., tuple[KVCache, Float[Array, "rows v"]]]
-    decode: Callable[..., tuple[KVCache, Int[Array, "batch max_steps"]]]
+    decode: Callable[..., tuple[KVCache, Float[Array, "rows v"], Int[Array, "batch frame_steps"]]]
     new_cache: Callable[[], KVCache]
 
 
 def make_decoder(
-    config: TransformerConfig, mesh: Mesh, *, batch: int, is_guided: bool, prompt_slots: int, max_steps: int
+    config: TransformerConfig,
+    mesh: Mesh,
+    *,
+    batch: int,
+    is_guided: bool,
+    prompt_slots: int,
+    max_steps: int,
+    frame_steps: int,
 ) -> Decoder:
     """Build the decoder for ``batch`` prompts; nothing is compiled until it is called.
 
@@ -58,12 +70,14 @@ def make_decoder(
     dtype = transformer.compute_dtype(config)
     cache_shardings = KVCache.shardings(mesh, config, rows, slots)
     by_row = sharding.named_sharding(mesh, ("batch", None), (rows, config.num_video_ids), "logits")
-    by_prompt = sharding.named_sharding(mesh, ("batch", None), (batch, max_steps), "codes")
+    by_prompt = sharding.named_sharding(mesh, ("batch", None), (batch, frame_steps), "codes")
     first = config.num_text_ids
 
-    def video_model(params: Any) -> transformer.Transformer:
-        """The model with a head of the video columns only."""
-        return nnx.merge(graphdef, transformer.decoding_params(params, config, first, first + config.num_video_ids))
+    @jax.jit
+    def prepare(params: Any):
+        params = transformer.decoding_params(params, config, first, first + config.num_video_ids)
+        places = sharding.tree_shardings(mesh, params, transformer.logical_axes(config))
+        return jax.lax.with_sharding_constraint(params, places)
 
     @partial(jax.jit, donate_argnums=1, out_shardings=(cache_shardings, by_row))
     def prefill(
@@ -73,22 +87,23 @@ def make_decoder(
         positions: Int[Array, "rows p *axes"],
         valid: Bool[Array, "rows p"],
     ):
-        model = video_model(params)
+        model = nnx.merge(graphdef, params)
         hidden, cache = model.extend(tokens, positions, valid, cache, 0)
         last = jnp.where(valid, jnp.arange(prompt_slots)[None], 0).max(axis=1)
         return cache, model.logits(hidden[jnp.arange(rows), last], 0, config.num_video_ids)
 
-    @partial(jax.jit, donate_argnums=1, out_shardings=(cache_shardings, by_prompt))
+    @partial(jax.jit, donate_argnums=(1, 2), out_shardings=(cache_shardings, by_row, by_prompt))
     def decode(
         params: Any,
         cache: KVCache,
         logits: Float[Array, "rows v"],
         positions: Int[Array, "rows max_steps *axes"],
+        start: Int[Array, ""],
         num_steps: Int[Array, ""],
         keys: Array,
         rule: SamplingRule,
     ):
-        model = video_model(params)
+        model = nnx.merge(graphdef, params)
 
         def step(index, carry):
             cache, logits, codes = carry
@@ -96,17 +111,16 @@ def make_decoder(
                 pairs = logits.reshape(batch, 2, -1)
                 logits = guide(pairs[:, 0], pairs[:, 1], rule.guidance_scale)
             code = choose(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, rule)
-            codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, index))
+            codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, index - start))
             tokens = (first + code).repeat(rows // batch)[:, None]
             place = jax.lax.dynamic_slice_in_dim(positions, index, 1, axis=1)
             hidden, cache = model.extend(tokens, place, jnp.ones_like(tokens, bool), cache, prompt_slots + index)
             return cache, model.logits(hidden[:, 0], 0, config.num_video_ids), codes
 
-        codes = jnp.zeros((batch, max_steps), jnp.int32)
-        cache, _, codes = jax.lax.fori_loop(0, num_steps, step, (cache, logits, codes))
-        return cache, codes
+        codes = jnp.zeros((batch, frame_steps), jnp.int32)
+        return jax.lax.fori_loop(start, start + num_steps, step, (cache, logits, codes))
 
     def new_cache() -> KVCache:
         return jax.jit(lambda: KVCache.zeros(config, rows, slots, dtype), out_shardings=cache_shardings)()
 
-    return Decoder(prefill, decode, new_cache)
+    return Decoder(prepare, prefill, decode, new_cache)

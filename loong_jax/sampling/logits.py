@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from loong_jax.config import SamplingConfig
+from loong_jax.config import SamplingConfig, by_frame
 
 
 @jax.tree_util.register_dataclass
@@ -20,15 +20,17 @@ class SamplingRule:
     min_p: Float[Array, ""]
     guidance_scale: Float[Array, ""]
 
-    @staticmethod
-    def create(config: SamplingConfig) -> "SamplingRule":
-        return SamplingRule(
-            temperature=jnp.float32(config.temperature),
-            top_k=jnp.int32(config.top_k),
-            top_p=jnp.float32(config.top_p),
-            min_p=jnp.float32(config.min_p),
-            guidance_scale=jnp.float32(config.guidance_scale),
-        )
+
+def rules_of(config: SamplingConfig, is_continuing: bool, num_frames: int) -> list[SamplingRule]:
+    """The rule of each of the ``num_frames`` latent frames of a clip, the first of a video or one that continues it."""
+    config = config.continuing if is_continuing else config
+
+    def value(name: str, frame: int):
+        values, dtype = by_frame(getattr(config, name)), jnp.int32 if name == "top_k" else jnp.float32
+        return dtype(values[min(frame, len(values) - 1)])
+
+    names = [field.name for field in dataclasses.fields(SamplingRule)]
+    return [SamplingRule(**{name: value(name, frame) for name in names}) for frame in range(num_frames)]
 
 
 def guide(

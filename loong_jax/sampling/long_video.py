@@ -18,7 +18,7 @@ from loong_jax import sharding
 from loong_jax.config import ConfigError, SamplingConfig, TransformerConfig
 from loong_jax.data.sequences import places, prompt_ids
 from loong_jax.sampling.decode import make_decoder
-from loong_jax.sampling.logits import SamplingRule
+from loong_jax.sampling.logits import rules_of
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.vocab import LatentGrid, Vocabulary
 
@@ -75,9 +75,9 @@ class _ClipSampler:
     """Samples the ids of one clip per prompt; compiled once for all rounds."""
 
     def __init__(self, generator: Generator, texts: list[list[int]], sampling: SamplingConfig, kept_latents: int):
-        self._grid, self._params, self._rope = generator.grid, generator.params, generator.model.rope
+        self._grid, self._rope = generator.grid, generator.model.rope
         self._vocabulary = Vocabulary(generator.model.num_text_ids, generator.model.num_video_ids)
-        is_guided = sampling.guidance_scale != 1 or sampling.continuing.guidance_scale != 1
+        is_guided = sampling.is_guided
         # The devices share the rows evenly: the last prompt is repeated until they do.
         self._padding = -len(texts) % sharding.num_parts(generator.mesh, "batch")
         texts = texts + self._padding * texts[-1:]
@@ -96,27 +96,33 @@ class _ClipSampler:
             is_guided=is_guided,
             prompt_slots=self._prompt_slots,
             max_steps=self._grid.num_ids,
+            frame_steps=self._grid.ids_per_frame,
         )
-        self._first_rule, self._continuing_rule = map(SamplingRule.create, (sampling, sampling.continuing))
+        self._rules = [rules_of(sampling, is_continuing, self._grid.frames) for is_continuing in (False, True)]
+        self._params = self._decoder.prepare(generator.params)
         self._cache = self._decoder.new_cache()
 
     def sample(self, known: np.ndarray | None, keys: jax.Array) -> np.ndarray:
         """Ids [batch, frames, h, w] of a clip whose first latent frames are ``known`` [batch, n, h, w]."""
-        batch, rule = len(keys), self._first_rule if known is None else self._continuing_rule
+        batch, rules = len(keys), self._rules[known is not None]
         if known is None:
             known = np.zeros((batch, 0, self._grid.height, self._grid.width), np.int32)
         known = np.pad(known.reshape(batch, -1), ((0, self._padding), (0, 0)), mode="edge")
         keys = keys[np.minimum(np.arange(batch + self._padding), batch - 1)]
-        num_steps = self._grid.num_ids - known.shape[1]
+        num_steps, num_known = self._grid.ids_per_frame, known.shape[1] // self._grid.ids_per_frame
         rows = (self._vocabulary.video_start + known).repeat(self._repeats, axis=0)
         tokens, positions, valid, following = self._left_padded(
             [[*prompt, *row] for prompt, row in zip(self._prompts, rows, strict=True)]
         )
         cache, logits = self._decoder.prefill(self._params, self._cache, tokens, positions, valid)
-        self._cache, codes = self._decoder.decode(
-            self._params, cache, logits, following, jnp.int32(num_steps), keys, rule
-        )
-        codes = np.concatenate([known, np.asarray(codes)[:, :num_steps]], axis=1)
+        frames = [known]
+        for index, rule in enumerate(rules[num_known:]):
+            cache, logits, codes = self._decoder.decode(
+                self._params, cache, logits, following, index * num_steps, num_steps, keys, rule
+            )
+            frames.append(codes)
+        self._cache = cache
+        codes = np.concatenate(frames, axis=1)
         return codes[:batch].reshape(batch, self._grid.frames, self._grid.height, self._grid.width)
 
     def _left_padded(self, sequences: list[list[int]]) -> tuple[np.ndarray, ...]:

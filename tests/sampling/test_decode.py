@@ -13,7 +13,7 @@ from loong_jax import sharding
 from loong_jax.config import SamplingConfig, TransformerConfig
 from loong_jax.models import transformer
 from loong_jax.sampling.decode import make_decoder
-from loong_jax.sampling.logits import SamplingRule
+from loong_jax.sampling.logits import rules_of
 
 CONFIG = TransformerConfig(
     num_layers=2,
@@ -67,19 +67,32 @@ class Runner:
 
     def __init__(self, mesh, batch: int, is_guided: bool, params=None):
         self.decoder = make_decoder(
-            CONFIG, mesh, batch=batch, is_guided=is_guided, prompt_slots=PROMPT_SLOTS, max_steps=MAX_STEPS
+            CONFIG,
+            mesh,
+            batch=batch,
+            is_guided=is_guided,
+            prompt_slots=PROMPT_SLOTS,
+            max_steps=MAX_STEPS,
+            frame_steps=MAX_STEPS,
         )
         params = sharp_params() if params is None else params
-        self.params = jax.device_put(params, sharding.tree_shardings(mesh, params, transformer.logical_axes(CONFIG)))
+        placed = jax.device_put(params, sharding.tree_shardings(mesh, params, transformer.logical_axes(CONFIG)))
+        self.params = self.decoder.prepare(placed)
         self.cache = self.decoder.new_cache()
 
-    def __call__(self, prompts, seeds, config: SamplingConfig, steps: int = MAX_STEPS, side: str = "left"):
+    def __call__(self, prompts, seeds, config: SamplingConfig, calls=(MAX_STEPS,), side: str = "left"):
+        """Codes [batch, sum(calls)], sampled in so many calls of so many steps each."""
         tokens, positions, valid, following = padded(prompts, side)
-        store, logits = self.decoder.prefill(self.params, self.cache, tokens, positions, valid)
-        self.cache, codes = self.decoder.decode(
-            self.params, store, logits, following, jnp.int32(steps), keys_of(seeds), SamplingRule.create(config)
-        )
-        return np.asarray(codes)
+        self.cache, logits = self.decoder.prefill(self.params, self.cache, tokens, positions, valid)
+        found, (rule,) = [], rules_of(config, False, 1)
+        for index, steps in enumerate(calls):
+            place = jnp.int32(sum(calls[:index])), jnp.int32(steps)
+            self.cache, logits, codes = self.decoder.decode(
+                self.params, self.cache, logits, following, *place, keys_of(seeds), rule
+            )
+            assert codes.shape == (len(seeds), MAX_STEPS) and not codes[:, steps:].any()
+            found.append(codes[:, :steps])
+        return np.concatenate(found, axis=1)
 
 
 def greedy_by_full_forward(prompts: list[np.ndarray], is_guided: bool, scale: float) -> np.ndarray:
@@ -119,17 +132,18 @@ def test_codes_are_those_of_the_full_forward_pass(is_guided, make_mesh):
 
 
 @pytest.mark.parametrize("is_guided", [False, True])
-def test_one_compilation_for_prompts_rounds_rules_and_seeds(is_guided, make_mesh):
+def test_one_compilation_for_prompts_parts_of_a_clip_rules_and_seeds(is_guided, make_mesh):
     run = Runner(make_mesh(data=1), 2, is_guided)
     prompts = make_prompts(2, is_guided)
     first = run(prompts, [1, 2], SAMPLED)
     run([prompt[:2] for prompt in prompts], [1, 2], SAMPLED)
-    short = run(prompts, [1, 2], SAMPLED, steps=3)
+    short = run(prompts, [1, 2], SAMPLED, calls=(3,))
     run(prompts, [1, 2], SamplingConfig(top_k=5, top_p=0.5, temperature=0.3, guidance_scale=7.5))
     other = run(prompts, [3, 4], SAMPLED)
     np.testing.assert_array_equal(run(prompts, [1, 2], SAMPLED), first)
-    np.testing.assert_array_equal(short[:, :3], first[:, :3])
-    np.testing.assert_array_equal(short[:, 3:], 0)
+    np.testing.assert_array_equal(short, first[:, :3])
+    for calls in ((2, 2, 2), (1, 5), (4, 1, 1)):
+        np.testing.assert_array_equal(run(prompts, [1, 2], SAMPLED, calls), first)
     assert (other != first).any()
     assert (run.decoder.prefill._cache_size(), run.decoder.decode._cache_size()) == (1, 1)
 
@@ -154,11 +168,12 @@ def test_the_cache_is_changed_in_place(sizes, make_mesh):
     prefill = decoder.prefill.lower(run.params, old, tokens, positions, valid).compile()
     assert prefill.memory_analysis().alias_size_in_bytes >= num_bytes
     store, logits = decoder.prefill(run.params, old, tokens, positions, valid)
-    arguments = (logits, following, jnp.int32(3), keys_of(range(4)), SamplingRule.create(SAMPLED))
+    num_bytes += logits.addressable_shards[0].data.nbytes
+    arguments = (logits, following, jnp.int32(0), jnp.int32(3), keys_of(range(4)), *rules_of(SAMPLED, False, 1))
     decode = decoder.decode.lower(run.params, store, *arguments).compile()
     assert decode.memory_analysis().alias_size_in_bytes >= num_bytes
-    after, _ = decoder.decode(run.params, store, *arguments)
-    assert all(x.is_deleted() for x in jax.tree.leaves((old, store)))
+    after, *_ = decoder.decode(run.params, store, *arguments)
+    assert all(x.is_deleted() for x in jax.tree.leaves((old, store, logits)))
     for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(decoder.new_cache()), strict=True):
         assert x.sharding == y.sharding
 
@@ -195,4 +210,4 @@ def test_only_the_video_columns_of_the_head_are_read(make_mesh):
 
 def test_a_clip_longer_than_the_model_was_made_for_is_refused(make_mesh):
     with pytest.raises(ValueError, match="need 40 places, but the model was made for 32"):
-        make_decoder(CONFIG, make_mesh(data=1), batch=1, is_guided=False, prompt_slots=8, max_steps=32)
+        make_decoder(CONFIG, make_mesh(data=1), batch=1, is_guided=False, prompt_slots=8, max_steps=32, frame_steps=8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from loong_jax.config import SamplingConfig
-from loong_jax.sampling.logits import SamplingRule, choose, guide, restrict
+from loong_jax.sampling.logits import SamplingRule, choose, guide, restrict, rules_of
 
 RULES = {
     "plain": SamplingConfig(top_k=0),
@@ -20,6 +20,10 @@ RULES = {
     "k above the number of codes": SamplingConfig(top_k=100),
 }
 LOGITS = np.random.default_rng(0).normal(0, 1.5, (3, 16)).astype(np.float32)
+
+
+def rule_of(config: SamplingConfig) -> SamplingRule:
+    return rules_of(config, False, 1)[0]
 
 
 def reference_probabilities(logits: np.ndarray, config: SamplingConfig) -> np.ndarray:
@@ -42,7 +46,7 @@ def reference_probabilities(logits: np.ndarray, config: SamplingConfig) -> np.nd
 
 @pytest.mark.parametrize("config", RULES.values(), ids=RULES)
 def test_restrict_keeps_the_right_codes_and_their_odds(config):
-    found = jax.nn.softmax(restrict(jnp.asarray(LOGITS), SamplingRule.create(config)), axis=-1)
+    found = jax.nn.softmax(restrict(jnp.asarray(LOGITS), rule_of(config)), axis=-1)
     expected = np.stack([reference_probabilities(row, config) for row in LOGITS])
     np.testing.assert_array_equal(np.asarray(found) > 0, expected > 0)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
@@ -52,7 +56,7 @@ def test_restrict_keeps_the_right_codes_and_their_odds(config):
 def test_codes_are_drawn_as_often_as_they_should_be(config):
     draws = 20_000
     keys = jax.random.split(jax.random.key(1), draws)
-    codes = choose(keys, jnp.tile(LOGITS[:1], (draws, 1)), SamplingRule.create(config))
+    codes = choose(keys, jnp.tile(LOGITS[:1], (draws, 1)), rule_of(config))
     assert codes.dtype == jnp.int32
     share = np.bincount(codes, minlength=16) / draws
     expected = reference_probabilities(LOGITS[0], config)
@@ -62,11 +66,11 @@ def test_codes_are_drawn_as_often_as_they_should_be(config):
 
 def test_the_whole_codebook_stays_possible_with_every_restriction_off():
     logits = jnp.asarray(np.random.default_rng(3).normal(0, 6, (4, 8192)), jnp.float32)
-    assert (restrict(logits, SamplingRule.create(SamplingConfig(top_k=0))) > -jnp.inf).all()
+    assert (restrict(logits, rule_of(SamplingConfig(top_k=0))) > -jnp.inf).all()
 
 
 def test_top_1_is_the_best_code_and_ties_of_the_last_place_are_kept():
-    rule = SamplingRule.create(SamplingConfig(top_k=1))
+    rule = rule_of(SamplingConfig(top_k=1))
     codes = choose(jax.random.split(jax.random.key(0), 3), jnp.asarray(LOGITS), rule)
     np.testing.assert_array_equal(codes, LOGITS.argmax(axis=-1))
     tied = restrict(jnp.array([[1.0, 2.0, 0.0, 1.0]]), dataclasses.replace(rule, top_k=jnp.int32(2)))
@@ -83,7 +87,7 @@ def test_guidance_is_linear_in_the_scale():
 
 
 def test_a_row_with_its_key_is_drawn_alike_in_any_batch():
-    rule, keys = SamplingRule.create(RULES["all"]), jax.random.split(jax.random.key(2), 3)
+    rule, keys = rule_of(RULES["all"]), jax.random.split(jax.random.key(2), 3)
     together = choose(keys, jnp.asarray(LOGITS), rule)
     for row in range(3):
         assert choose(keys[row : row + 1], jnp.asarray(LOGITS[row : row + 1]), rule)[0] == together[row]
@@ -92,5 +96,26 @@ def test_a_row_with_its_key_is_drawn_alike_in_any_batch():
 def test_changing_a_rule_compiles_nothing():
     compiled, keys = jax.jit(choose), jax.random.split(jax.random.key(0), 3)
     for config in RULES.values():
-        compiled(keys, jnp.asarray(LOGITS), SamplingRule.create(config))
+        compiled(keys, jnp.asarray(LOGITS), rule_of(config))
     assert compiled._cache_size() == 1
+
+
+def test_a_schedule_holds_its_last_value():
+    config = SamplingConfig(
+        temperature=(1.0, 0.5),
+        top_k=(400, 100, 20),
+        guidance_scale=3.0,
+        continuation_temperature=0.25,
+        continuation_guidance_scale=(2.0, 1.0),
+    )
+    found = {
+        is_continuing: [
+            (float(rule.temperature), int(rule.top_k), float(rule.top_p), float(rule.guidance_scale))
+            for rule in rules_of(config, is_continuing, 4)
+        ]
+        for is_continuing in (False, True)
+    }
+    assert found[False] == [(1.0, 400, 1.0, 3.0), (0.5, 100, 1.0, 3.0), (0.5, 20, 1.0, 3.0), (0.5, 20, 1.0, 3.0)]
+    assert found[True] == [(0.25, 400, 1.0, 2.0), (0.25, 100, 1.0, 1.0), (0.25, 20, 1.0, 1.0), (0.25, 20, 1.0, 1.0)]
+    shapes = {jax.tree.map(jnp.shape, rule) for rule in rules_of(config, False, 4)}
+    assert len(shapes) == 1

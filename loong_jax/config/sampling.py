@@ -1,0 +1,72 @@
+"""Settings of sampling: how the next id is chosen, and how a video is rolled out."""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+
+from loong_jax.config.checks import require, require_positive
+
+# One number for the whole clip, or a tuple with one for each latent frame, of which the last holds on.
+Schedule = float | tuple[float, ...]
+IntSchedule = int | tuple[int, ...]
+
+_LONGEST = 24 * 60 * 60  # seconds of video; more is a slip of the hand
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How a video is rolled out (Loong, section 3.4).
+
+    A schedule is one number, or a tuple by latent frame of the clip: ``top_k=(400, 100, 20)`` is wide for the first
+    frame and narrow from the third on.
+    """
+
+    seconds: float = 60.0
+    temperature: Schedule = 1.0
+    top_k: IntSchedule = 100  # 0: all codes
+    top_p: Schedule = 1.0
+    min_p: Schedule = 0.0
+    guidance_scale: Schedule = 1.0  # 1: no guidance
+    reencode_frames: int = 5  # pixel frames carried into the next round
+    # Of the rounds that continue a video, where errors add up; 0: those above.
+    continuation_temperature: Schedule = 0.0
+    continuation_guidance_scale: Schedule = 0.0
+
+    @property
+    def continuing(self) -> "SamplingConfig":
+        """The rules of the rounds that continue a video."""
+        return dataclasses.replace(
+            self,
+            temperature=self.continuation_temperature or self.temperature,
+            guidance_scale=self.continuation_guidance_scale or self.guidance_scale,
+        )
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the choice of any id needs the scores without the text too."""
+        return any(scale != 1 for own in (self, self.continuing) for scale in by_frame(own.guidance_scale))
+
+    def __post_init__(self):
+        require_positive(self, "seconds", "reencode_frames")
+        require(self.seconds <= _LONGEST, "sampling.seconds", self.seconds, f"at most {_LONGEST}, a day")
+        self._require("temperature", lambda value: value > 0, "greater than 0")
+        self._require("top_k", lambda value: value >= 0, "at least 0", numbers.Integral)
+        self._require("top_p", lambda value: 0 < value <= 1, "in (0, 1]")
+        self._require("min_p", lambda value: 0 <= value <= 1, "in [0, 1]")
+        self._require("guidance_scale", lambda value: value >= 1, "at least 1")
+        open_temperature, open_scale = self.continuation_temperature == 0, self.continuation_guidance_scale == 0
+        self._require("continuation_temperature", lambda value: open_temperature or value > 0, "greater than 0, or 0")
+        self._require("continuation_guidance_scale", lambda value: open_scale or value >= 1, "at least 1, or 0")
+
+    def _require(self, name: str, is_possible: Callable, allowed: str, kind: type = numbers.Real) -> None:
+        schedule, what = getattr(self, name), "an integer" if kind is numbers.Integral else "a number"
+        values = by_frame(schedule)
+        is_right = all(isinstance(value, kind) and math.isfinite(value) and is_possible(value) for value in values)
+        allowed = f"give {what} {allowed}, or a tuple of such by latent frame"
+        require(is_right and len(values) > 0, f"sampling.{name}", schedule, allowed)
+
+
+def by_frame(schedule: Schedule | IntSchedule) -> tuple:
+    """The values of a schedule by latent frame; the last holds on."""
+    return schedule if isinstance(schedule, tuple) else (schedule,)
