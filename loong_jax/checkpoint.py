@@ -1,49 +1,119 @@
 """Checkpoints on disk. The only importer of orbax.
 
 A checkpoint of step n lies in ``<workdir>/checkpoints/n``: one item per field of the state (``params``, ``opt_state``,
-...) and ``meta`` (JSON). Writing is asynchronous and atomic: an unfinished one is never restored.
+...), ``meta`` (JSON), and ``checksums.json`` over all files. It is written in the background, beside its place, and
+moved there when it is complete, so that a folder named by a number is whole unless something has damaged it since.
 """
 
 import contextlib
 import dataclasses
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from loong_jax import checksums, distributed
+
 FOLDER = "checkpoints"
-_ARRAY_ITEMS = ("step", "params", "opt_state", "clusters", "adversary", "ema")
+_PARTIAL = ".partial"  # how a folder is called while it is written or deleted
+_ITEMS = ("step", "params", "opt_state", "clusters", "adversary", "ema")
+_NONE, _NO_WHOLE = -1, -2  # in place of the step to restore
 
 
 class Checkpointer:
     """Saves and restores the states of one training."""
 
-    def __init__(self, workdir: str | Path, keep: int = 2):
-        """Open ``<workdir>/checkpoints``, keeping the newest ``keep`` checkpoints."""
-        self._manager = _manager(Path(workdir) / FOLDER, ocp.CheckpointManagerOptions(max_to_keep=keep))
+    def __init__(self, workdir: str | Path, keep: int = 2, keep_every: int = 0):
+        """Open ``<workdir>/checkpoints``, keeping the newest ``keep`` checkpoints.
 
-    def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        Args:
+            workdir: of the training.
+            keep: how many.
+            keep_every: those of every so many steps are kept as well; 0: none.
+        """
+        self._folder = Path(workdir).absolute() / FOLDER
+        self._keep, self._keep_every = keep, keep_every
+        self._writer = ocp.AsyncCheckpointer(_handler())
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future | None = None
+        self._unsaved: OSError | None = None
+        if distributed.is_first():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_partial()
 
     def save(self, step: int, state: Any, meta: dict) -> None:
-        """Start writing ``state`` (a dataclass with ``params``) as the checkpoint of ``step``."""
-        items = {name: ocp.args.StandardSave({name: value}) for name, value in _items(state).items()}
-        self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)))
+        """Start writing ``state`` (a dataclass with ``params``) as the checkpoint of ``step``.
 
-    def restore(self, step: int, abstract: Any) -> Any:
-        """Read the checkpoint of ``step`` into the shapes and shardings of ``abstract``, on any mesh.
+        Where that fails, now or later, a warning says why, and the checkpoints before it stay; see ``wait``.
+        """
+        self._finish()
+        self._unsaved = None
+        if lacking := distributed.of_first(self._missing_space(state)):
+            self._warn(step, f"the disk lacks {lacking} MiB for it")
+            return
+        items = {name: ocp.args.StandardSave({name: value}) for name, value in _items(state).items()}
+        try:
+            self._writer.save(self._partial(step), ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)))
+        except Exception as error:  # of many types, where a disk is full or a folder cannot be written
+            self._warn(step, error)
+        else:
+            self._pending = self._thread.submit(self._complete, step)
+
+    def wait(self) -> None:
+        """Wait for the last write.
 
         Raises:
-            ValueError: its arrays have other names or shapes, or it is damaged.
+            OSError: it failed.
         """
-        return dataclasses.replace(abstract, **_restore(self._manager, step, _items(abstract)))
+        self._finish()
+        if self._unsaved is not None:
+            raise self._unsaved
+
+    def restore(self, abstract: Any, check: Callable[[dict], None] = lambda meta: None) -> tuple[int, Any, dict] | None:
+        """Step, state and meta of the newest whole checkpoint; None where there is none at all.
+
+        Newer ones that are damaged are named in a warning, and kept as ``n.damaged``.
+
+        Args:
+            abstract: the state's shapes and shardings, on any mesh.
+            check: raises ValueError where a meta is not one to go on from.
+
+        Raises:
+            ValueError: no checkpoint is whole, or the arrays have other names or shapes.
+        """
+        damaged: dict[int, str] = {}
+        step = distributed.of_first(self._choose(damaged) if distributed.is_first() else 0)
+        if step == _NO_WHOLE:
+            raise ValueError(
+                f"No checkpoint in {self._folder} is whole{_listed(damaged)}: bring back a copy, or train anew in "
+                "another workdir."
+            )
+        if step == _NONE:
+            return None
+        meta = _read_meta(self._folder / str(step))
+        check(meta)
+        state = dataclasses.replace(abstract, **_restore(self._folder / str(step), _items(abstract)))
+        for number in damaged:
+            self._set_aside(number)
+        if damaged:
+            warnings.warn(
+                f"Damaged checkpoints in {self._folder}{_listed(damaged)}: the training goes on from step {step}, and "
+                "they are kept, with .damaged after their names.",
+                stacklevel=2,
+            )
+        return step, state, meta
 
     def close(self) -> None:
-        """Wait for the last write to finish."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait for the last write to end, well or not."""
+        self._finish()
+        self._thread.shutdown()
+        self._writer.close()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -51,34 +121,67 @@ class Checkpointer:
     def __exit__(self, *error) -> None:
         self.close()
 
+    def _complete(self, step: int) -> None:
+        """Once orbax has written all: take checksums, move the checkpoint to its place, delete older ones."""
+        try:
+            self._writer.wait_until_finished()
+            if distributed.is_first():
+                checksums.write(self._partial(step))
+                self._partial(step).rename(self._folder / str(step))
+                _sync(self._folder)
+                self._delete_old()
+        except Exception as error:  # as in ``save``
+            self._warn(step, error)
 
-def _items(state: Any) -> dict[str, Any]:
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    # Orbax refuses trees without leaves, such as the fields that the language model leaves empty; nor does it take a
-    # bare array, so that every item is stored as a dict of one entry.
-    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+    def _finish(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
 
+    def _missing_space(self, state: Any) -> int:
+        """MiB that the disk lacks for ``state``."""
+        if not distributed.is_first():
+            return 0
+        missing = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) - shutil.disk_usage(self._folder).free
+        return max(0, -(-missing // 2**20))
 
-def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-    # Named, so that a checkpoint's shapes can be read before its arrays are.
-    handlers = {name: ocp.StandardCheckpointHandler() for name in _ARRAY_ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+    def _warn(self, step: int, reason: Exception | str) -> None:
+        if distributed.is_first():
+            self._remove_partial()
+        reason = (str(reason).splitlines() or [type(reason).__name__])[0][:200]
+        message = f"The checkpoint of step {step} could not be written to {self._folder} ({reason})"
+        self._unsaved = OSError(f"{message}: make room or mend the folder, and start again to go on from the last one.")
+        warnings.warn(f"{message}: those before it are whole; make room or mend the folder.", stacklevel=2)
 
+    def _choose(self, damaged: dict[int, str]) -> int:
+        """The newest step that is whole; newer ones go into ``damaged``, each with what is wrong."""
+        for step in sorted(_steps(self._folder), reverse=True):
+            damage = checksums.find_damage(self._folder / str(step))
+            if not damage:
+                return step
+            damaged[step] = damage
+        return _NO_WHOLE if damaged else _NONE
 
-@contextlib.contextmanager
-def _newest(workdir: str | Path):
-    folder = Path(workdir) / FOLDER
-    if not folder.is_dir():
-        raise ValueError(
-            f"{workdir} holds no checkpoints: give the --workdir of a finished training, or train it first."
-        )
-    manager = _manager(folder, ocp.CheckpointManagerOptions(read_only=True))
-    try:
-        if manager.latest_step() is None:
-            raise ValueError(f"{folder} holds no complete checkpoint: train it first.")
-        yield manager
-    finally:
-        manager.close()
+    def _delete_old(self) -> None:
+        steps = sorted(_steps(self._folder))
+        kept = {step for step in steps if self._keep_every and step % self._keep_every == 0}
+        for step in set(steps[: -self._keep]) - kept:
+            (self._folder / str(step)).rename(self._partial(step))  # deleting takes time, in which a kill can come
+            shutil.rmtree(self._partial(step))
+
+    def _set_aside(self, step: int) -> None:
+        if distributed.is_first():
+            name, count = f"{step}.damaged", 1
+            while (self._folder / name).exists():
+                name, count = f"{step}.damaged.{count}", count + 1
+            (self._folder / str(step)).rename(self._folder / name)
+
+    def _partial(self, step: int) -> Path:
+        return self._folder / f"{step}{_PARTIAL}"
+
+    def _remove_partial(self) -> None:
+        for path in self._folder.glob(f"*{_PARTIAL}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load_meta(workdir: str | Path) -> dict:
@@ -87,10 +190,9 @@ def load_meta(workdir: str | Path) -> dict:
     Raises:
         ValueError: there is no complete checkpoint in ``workdir``, or it is damaged.
     """
-    with _newest(workdir) as manager:
-        step = manager.latest_step()
-        with _damage_named(manager, step):
-            return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    folder = _newest(workdir)
+    _check_whole(folder, "meta")
+    return _read_meta(folder)
 
 
 def load_parts(workdir: str | Path, abstract: dict[str, Any]) -> dict[str, Any]:
@@ -99,8 +201,9 @@ def load_parts(workdir: str | Path, abstract: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: there is no complete checkpoint, its arrays have other names or shapes, or it is damaged.
     """
-    with _newest(workdir) as manager:
-        return _restore(manager, manager.latest_step(), abstract)
+    folder = _newest(workdir)
+    _check_whole(folder, *abstract)
+    return _restore(folder, abstract)
 
 
 def load_weights(workdir: str | Path, abstract: Any) -> Any:
@@ -113,29 +216,79 @@ def load_weights(workdir: str | Path, abstract: Any) -> Any:
     return load_parts(workdir, {item: abstract})[item]
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-    with _damage_named(manager, step):
-        stored = manager.item_metadata(step)
-    for name, wanted in abstract.items():
-        _check_same(manager.directory.parent, stored[name] if name in stored.keys() else {}, {name: wanted})
-    items = {name: ocp.args.StandardRestore({name: value}) for name, value in abstract.items()}
-    with _damage_named(manager, step):
-        restored = manager.restore(step, args=ocp.args.Composite(**items))
+def _items(state: Any) -> dict[str, Any]:
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    # Orbax refuses trees without leaves, such as the fields that the language model leaves empty; nor does it take a
+    # bare array, so that every item is stored as a dict of one entry.
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+
+
+def _handler() -> ocp.CompositeCheckpointHandler:
+    # Named, so that a checkpoint's shapes can be read before its arrays are.
+    handlers = {name: ocp.StandardCheckpointHandler() for name in _ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
+    return ocp.CompositeCheckpointHandler(**handlers)
+
+
+def _steps(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+
+
+def _newest(workdir: str | Path) -> Path:
+    folder = Path(workdir).absolute() / FOLDER
+    if not folder.is_dir():
+        raise ValueError(
+            f"{workdir} holds no checkpoints: give the --workdir of a finished training, or train it first."
+        )
+    if not _steps(folder):
+        raise ValueError(f"{folder} holds no complete checkpoint: train it first.")
+    return folder / str(max(_steps(folder)))
+
+
+def _check_whole(folder: Path, *parts: str) -> None:
+    if damage := checksums.find_damage(folder, *parts):
+        raise ValueError(_damaged(folder, damage))
+
+
+def _read_meta(folder: Path) -> dict:
+    with _damage_named(folder), ocp.Checkpointer(_handler()) as reader:
+        return reader.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+
+def _restore(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    with ocp.Checkpointer(_handler()) as reader:
+        with _damage_named(folder):
+            stored = reader.metadata(folder).item_metadata
+        for name, wanted in abstract.items():
+            _check_same(folder.parents[1], stored[name] if name in stored.keys() else {}, {name: wanted})
+        items = {name: ocp.args.StandardRestore({name: value}) for name, value in abstract.items()}
+        with _damage_named(folder):
+            restored = reader.restore(folder, ocp.args.Composite(**items))
     return {name: restored[name][name] for name in abstract}
 
 
 @contextlib.contextmanager
-def _damage_named(manager: ocp.CheckpointManager, step: int):
-    """One sentence for what orbax, tensorstore and json raise, of any type, where a file is cut or missing."""
+def _damage_named(folder: Path):
+    """One sentence for what orbax, tensorstore and json raise, of any type, where a file cannot be read."""
     try:
         yield
     except Exception as error:
-        folder = manager.directory / str(step)
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise ValueError(
-            f"The checkpoint {folder} cannot be read; it seems damaged ({reason}): "
-            "delete that folder to go on from the checkpoint before it."
-        ) from error
+        raise ValueError(_damaged(folder, reason)) from error
+
+
+def _damaged(folder: Path, reason: str) -> str:
+    return f"The checkpoint {folder} is damaged ({reason}): delete that folder to use the checkpoint before it."
+
+
+def _listed(damaged: dict[int, str]) -> str:
+    return f" ({'; '.join(f'{step}: {damage}' for step, damage in damaged.items())})" if damaged else ""
+
+
+def _sync(folder: Path) -> None:
+    """Make what was renamed in ``folder`` outlast a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
 
 
 def _check_same(workdir: str | Path, stored: Any, wanted: Any) -> None:

@@ -11,6 +11,8 @@ import sys
 import threading
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 _SHARED_TASKS = ("tokenizer", "tokenize", "language_model")
 _COUNTS = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
@@ -53,6 +55,13 @@ def connect(timeout: int = 300) -> None:
 def is_first() -> bool:
     """Whether this process is the one that writes files and reports progress."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def of_first(value: int) -> int:
+    """The int32 that the first process has, in all of them, which call this together."""
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def check_task(task: str) -> None:

@@ -1,14 +1,16 @@
 """Checkpoints: bit-equal on another mesh, only the newest kept, and one clear sentence for what cannot be restored."""
 
 import gc
+import os
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from loong_jax import sharding
+from loong_jax import checksums, sharding
 from loong_jax.checkpoint import Checkpointer, load_meta, load_parts
 from loong_jax.config import OptimizerConfig
 from loong_jax.training.optimizer import make_optimizer
@@ -17,7 +19,6 @@ from loong_jax.training.state import TrainState, create_state
 AXES = {"dense": {"kernel": ("embed", "mlp"), "scale": (None,)}, "head": ("embed", "vocab")}
 SHAPES = {"dense": {"kernel": (16, 32), "scale": (32,)}, "head": (16, 64)}
 OPTIMIZER = make_optimizer(OptimizerConfig(), 10)
-UNREAD = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def random_tree(key, shapes=SHAPES):
@@ -58,7 +59,6 @@ def saved(tmp_path_factory, mesh, state):
     """A workdir with checkpoints 2 and 3 of a training that also wrote 1; the newest is ``state``."""
     workdir = tmp_path_factory.mktemp("saved")
     with Checkpointer(workdir, keep=2) as checkpoints:
-        assert checkpoints.latest_step() is None
         for step in (1, 2):
             checkpoints.save(step, make_state(mesh, step)[0], {"config": {"number": step}})
         checkpoints.save(3, state, {"config": {"number": 3, "nested": {"names": ["a", "b"]}}})
@@ -72,6 +72,10 @@ def copied(saved, tmp_path):
     gc.collect()  # what orbax leaves half-read complains here, and not in the middle of another test
 
 
+def names_in(workdir):
+    return {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
 def abstract(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
@@ -80,7 +84,8 @@ def test_a_state_comes_back_bit_for_bit_on_another_mesh(saved, state, make_mesh)
     other, shardings = make_state(make_mesh(data=2, fsdp=2, tensor=2), 0)
     assert np.any(np.asarray(other.params["head"]) != np.asarray(state.params["head"]))
     with Checkpointer(saved) as checkpoints:
-        restored = checkpoints.restore(3, planned(other, shardings))
+        step, restored, meta = checkpoints.restore(planned(other, shardings))
+    assert step == 3 and meta["config"]["number"] == 3
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert int(restored.step) == 3
 
@@ -93,14 +98,21 @@ def test_a_state_comes_back_bit_for_bit_on_another_mesh(saved, state, make_mesh)
 
 
 def test_only_the_newest_are_kept(saved):
-    assert {folder.name for folder in (saved / "checkpoints").iterdir()} == {"2", "3"}
-    with Checkpointer(saved) as checkpoints:
-        assert checkpoints.latest_step() == 3
+    assert names_in(saved) == {"2", "3"}
 
 
-def test_the_state_of_an_older_step_is_still_its_own(saved, mesh, state):
-    with Checkpointer(saved) as checkpoints:
-        restored = checkpoints.restore(2, abstract(state))
+def test_those_of_every_so_many_steps_are_kept_too(tmp_path, state):
+    with Checkpointer(tmp_path, keep=1, keep_every=2) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save(step, state, {})
+    assert names_in(tmp_path) == {"2", "4", "5"}
+
+
+def test_the_state_of_an_older_step_is_still_its_own(copied, mesh, state):
+    shutil.rmtree(copied / "checkpoints" / "3")
+    with Checkpointer(copied) as checkpoints:
+        step, restored, _ = checkpoints.restore(abstract(state))
+    assert step == 2
     jax.tree.map(np.testing.assert_array_equal, restored, make_state(mesh, 2)[0])
 
 
@@ -115,11 +127,13 @@ def test_parts_alone(saved, state):
 
 
 def test_an_unfinished_checkpoint_does_not_count(copied, state):
-    """Orbax writes into a folder with another name, and renames it when all is there."""
-    (copied / "checkpoints" / "3").rename(copied / "checkpoints" / "3.orbax-checkpoint-tmp")
+    """It is written into folders of other names, and gets its own when all is there."""
+    (copied / "checkpoints" / "3").rename(copied / "checkpoints" / "3.partial")
+    (copied / "checkpoints" / "4.partial.orbax-checkpoint-tmp").mkdir()
     assert load_meta(copied) == {"config": {"number": 2}}
     with Checkpointer(copied) as checkpoints:
-        assert checkpoints.latest_step() == 2
+        assert checkpoints.restore(abstract(state))[0] == 2
+        assert names_in(copied) == {"2"}
         checkpoints.save(3, state, {"config": {"number": 30}})
     assert load_meta(copied) == {"config": {"number": 30}}
 
@@ -129,7 +143,7 @@ def test_a_state_without_clusters(tmp_path, mesh):
     with Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
     with Checkpointer(tmp_path) as checkpoints:
-        restored = checkpoints.restore(1, planned(state, shardings))
+        _, restored, _ = checkpoints.restore(planned(state, shardings))
     assert restored.clusters == ()
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
@@ -152,7 +166,7 @@ def test_no_workdir(tmp_path):
 
 def test_no_complete_checkpoint(copied):
     shutil.rmtree(copied / "checkpoints" / "2")
-    (copied / "checkpoints" / "3").rename(copied / "checkpoints" / "3.orbax-checkpoint-tmp")
+    (copied / "checkpoints" / "3").rename(copied / "checkpoints" / "3.partial")
     with pytest.raises(ValueError) as error:
         load_meta(copied)
     one_sentence(error, copied / "checkpoints", "holds no complete checkpoint")
@@ -195,7 +209,7 @@ def test_resuming_with_another_model(saved, state):
     wanted = abstract(state)
     wanted = TrainState(wanted.step, with_kernel(wanted.params, (16, 16)), wanted.opt_state, wanted.clusters)
     with Checkpointer(saved) as checkpoints, pytest.raises(ValueError) as error:
-        checkpoints.restore(3, wanted)
+        checkpoints.restore(wanted)
     one_sentence(error, saved, "another model", "params.dense.kernel is (16, 32), wanted (16, 16)")
 
 
@@ -203,33 +217,69 @@ def truncate(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def damage(folder, part):
-    """Cut the files of one part of a checkpoint in half, as a full disk or a broken copy would."""
-    if part == "data":
-        for file in folder.glob("params/**/d/*"):
-            truncate(file)
-    else:
-        truncate(folder / part)
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
 
 
-@UNREAD
-@pytest.mark.parametrize("part", ["data", "params/_METADATA", "params/manifest.ocdbt"])
-def test_a_damaged_checkpoint_is_named(copied, state, part):
+DAMAGES = {
+    "params/manifest.ocdbt": (truncate, "bytes instead of"),
+    "params/_METADATA": (flip, "other bytes"),
+    "meta/metadata": (Path.unlink, "is missing"),
+    "checksums.json": (truncate, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(copied, state, name):
     folder = copied / "checkpoints" / "3"
-    damage(folder, part)
+    damage, said = DAMAGES[name]
+    damage(folder / name)
     with pytest.raises(ValueError) as error:
-        load_parts(copied, {"params": abstract(state.params)})
-    one_sentence(error, folder, "damaged", "delete")
-    with Checkpointer(copied) as checkpoints, pytest.raises(ValueError) as error:
-        checkpoints.restore(3, abstract(state))
-    one_sentence(error, folder, "damaged", "delete")
-    shutil.rmtree(folder)  # as the sentence says
+        load_parts(copied, {"params": abstract(state.params)}) if "params" in name else load_meta(copied)
+    one_sentence(error, folder, "damaged", name, said, "delete")
+    with Checkpointer(copied) as checkpoints, pytest.warns(UserWarning, match=rf"3: {name} .*{said}.* from step 2"):
+        step, _, meta = checkpoints.restore(abstract(state))
+    assert step == 2 and meta == {"config": {"number": 2}}
+    assert names_in(copied) == {"2", "3.damaged"}
     assert load_meta(copied) == {"config": {"number": 2}}
 
 
-@UNREAD
-def test_damaged_meta_is_named(copied):
-    damage(copied / "checkpoints" / "3", "meta/metadata")
-    with pytest.raises(ValueError) as error:
-        load_meta(copied)
-    one_sentence(error, copied / "checkpoints" / "3", "damaged", "delete")
+def test_no_whole_checkpoint_is_no_fresh_start(copied, state):
+    for step in "23":
+        flip(copied / "checkpoints" / step / "meta" / "metadata")
+    with Checkpointer(copied) as checkpoints, pytest.raises(ValueError) as error:
+        checkpoints.restore(abstract(state))
+    one_sentence(error, "No checkpoint", copied, "3: meta/metadata", "2: meta/metadata", "another workdir")
+    assert names_in(copied) == {"2", "3"}
+
+
+def test_a_checkpoint_that_is_not_to_go_on_from_stays(saved, state):
+    def check(meta):
+        raise ValueError(f"not {meta['config']['number']}")
+
+    with Checkpointer(saved) as checkpoints, pytest.raises(ValueError, match="^not 3$"):
+        checkpoints.restore(abstract(state), check)
+    assert names_in(saved) == {"2", "3"}
+
+
+def test_a_full_disk_is_a_warning_and_leaves_what_is_there(copied, state, monkeypatch):
+    free = shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    with Checkpointer(copied) as checkpoints:
+        with monkeypatch.context() as patch, pytest.warns(UserWarning, match="step 4 .* lacks 1 MiB .* are whole"):
+            patch.setattr(shutil, "disk_usage", lambda folder: free)
+            checkpoints.save(4, state, {})
+        with pytest.raises(OSError, match="step 4 could not be written .* make room"):
+            checkpoints.wait()
+        # The space was there when the writing began.
+        with monkeypatch.context() as patch, pytest.warns(UserWarning, match="step 5 .*No space left on device"):
+            patch.setattr(checksums, "write", lambda folder: os.write(os.open("/dev/full", os.O_WRONLY), b"all"))
+            checkpoints.save(5, state, {})
+            with pytest.raises(OSError, match="step 5"):
+                checkpoints.wait()
+        assert names_in(copied) == {"2", "3"}
+        assert checkpoints.restore(abstract(state))[0] == 3
+        checkpoints.save(6, state, {})
+        checkpoints.wait()
+    assert names_in(copied) == {"3", "6"}

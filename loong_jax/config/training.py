@@ -121,7 +121,8 @@ class TrainConfig:
     batch_size: int = 256  # over all devices
     log_every: int = 10
     checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest
+    keep_every: int = 0  # checkpoints of every so many steps are kept as well; 0: none
     eval_every: int = 1000
     eval_batches: int = 4
     # The profiler records profile_steps steps after the first profile_start ones, into <workdir>/profile; 0: none.
@@ -131,4 +132,6 @@ class TrainConfig:
     def __post_init__(self):
         require_positive(self, "num_steps", "batch_size", "log_every", "eval_every")
         require_positive(self, "checkpoint_every", "keep_checkpoints")
-        require_not_negative(self, "eval_batches", "profile_start", "profile_steps")
+        require_not_negative(self, "eval_batches", "profile_start", "profile_steps", "keep_every")
+        allowed = f"it must be a multiple of checkpoint_every {self.checkpoint_every}"
+        require(self.keep_every % self.checkpoint_every == 0, "train.keep_every", self.keep_every, allowed)

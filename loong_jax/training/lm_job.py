@@ -10,7 +10,6 @@ import numpy as np
 
 from loong_jax import checkpoint, sharding
 from loong_jax.config import LanguageModelJob, LossConfig, MeshConfig, TokenizerConfig, is_tokens, parse_sources
-from loong_jax.config_dict import to_json_dict
 from loong_jax.data.lm_batches import EncodedBatches, language_model_batches
 from loong_jax.data.loader import Batches
 from loong_jax.data.sequences import static_length
@@ -25,6 +24,7 @@ from loong_jax.training.loss_picture import draw_loss_by_frame
 from loong_jax.training.mesh_choice import Shapes, choose_mesh, present_devices
 from loong_jax.training.metrics import say
 from loong_jax.training.optimizer import make_optimizer
+from loong_jax.training.provenance import check_same_model, describe
 from loong_jax.training.state import TrainState
 from loong_jax.training.throughput import Work, training_flops_per_token
 from loong_jax.training.tokenize import tokenize
@@ -55,9 +55,12 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
             params = transformer.embed_codes(params, job.model, tokenizer.codebook, jax.random.fold_in(key, 1))
         return params
 
+    meta = describe(
+        job, tokenizer_fingerprint=tokenizer.fingerprint, text_tokenizer_fingerprint=TextTokenizer().fingerprint
+    )
     state, shardings = create_model_state(job, optimizer, mesh, init_params)
     if job.init_from:
-        state = _start_from(state, (workdir / job.init_from).resolve())
+        state = _start_from(state, (workdir / job.init_from).resolve(), meta)
     eval_step = make_eval_step(job, frames)
     stream = test.iterate(0)
     held_out = [next(stream) for _ in range(job.train.eval_batches)]
@@ -80,7 +83,7 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
             # A place sees no more than its own sequence, of which a row can have several.
             work=Work("tokens", training_flops_per_token(job.model, length, job.loss.all_columns)),
             shown=("loss", "accuracy"),
-            meta={"config": to_json_dict(job), "tokenizer_fingerprint": tokenizer.fingerprint},
+            meta=meta,
             draw=draw_loss_by_frame,
         )
     )
@@ -207,13 +210,14 @@ def _cached(
     return mixed(caches, weights, max(len(cache) for cache in caches))
 
 
-def _start_from(state: TrainState, workdir: Path) -> TrainState:
+def _start_from(state: TrainState, workdir: Path, meta: dict) -> TrainState:
     """Take the parameters of the stage before; step count and moments stay fresh."""
     if not workdir.is_dir():
         raise ValueError(
             f"There is no training in {workdir} to start from: train that stage first, or start from "
             "scratch with --config.init_from=''."
         )
+    check_same_model(checkpoint.load_meta(workdir), meta, workdir)
     say(f"starting from the parameters in {workdir}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params)
     params = checkpoint.load_weights(workdir, abstract)

@@ -14,6 +14,7 @@ from loong_jax.checkpoint import Checkpointer
 from loong_jax.config import TrainConfig
 from loong_jax.training.metrics import MetricsWriter, ProgressReport, read_metrics, say, summarize
 from loong_jax.training.profiler import ProfilerWindow
+from loong_jax.training.provenance import changed_settings, check_finished, check_same_model
 from loong_jax.training.state import TrainState
 from loong_jax.training.throughput import Throughput, Work
 from loong_jax.video import Image
@@ -25,8 +26,8 @@ class Training:
 
     ``batches(step)`` iterates over host batches from that step on; ``step`` and ``evaluate`` are the jitted step and
     ``state -> metrics``; ``work`` says what is counted in batches; ``shown`` names the metrics on the progress line;
-    ``meta`` is stored in every checkpoint; ``alarm`` makes a warning of a step's metrics, or ""; ``draw`` makes named
-    pictures of all records so far.
+    ``meta`` (of ``provenance``) is stored in every checkpoint; ``alarm`` makes a warning of a step's metrics, or "";
+    ``draw`` makes named pictures of all records so far.
     """
 
     title: str
@@ -49,11 +50,9 @@ def run(training: Training) -> TrainState:
     config, state = training.config, training.state
     mesh = " x ".join(f"{size} {name}" for name, size in training.mesh.shape.items())
     say(f"{training.title}: {optax.tree.size(state.params):,} parameters on a mesh of {mesh}")
-    with Checkpointer(training.workdir, config.keep_checkpoints) as checkpoints, jax.set_mesh(training.mesh):
-        start = checkpoints.latest_step() or 0
-        if start:
-            say(f"{training.title}: resuming at step {start}")
-            state = checkpoints.restore(start, _abstract(state))
+    checkpointer = Checkpointer(training.workdir, config.keep_checkpoints, config.keep_every)
+    with checkpointer as checkpoints, jax.set_mesh(training.mesh):
+        start, state = _resume(training, checkpoints, state)
         if start >= config.num_steps:
             return state
         writer = MetricsWriter(training.workdir, start)
@@ -61,10 +60,28 @@ def run(training: Training) -> TrainState:
         say(f"{training.title}: compiling the training step")
         try:
             with ProfilerWindow(training.workdir, config, start) as profiler:
-                return _steps(training, state, start, checkpoints, profiler, writer, progress)
+                state = _steps(training, state, start, checkpoints, profiler, writer, progress)
+            checkpoints.wait()
+            return state
         finally:
             progress.close()
             writer.close()
+
+
+def _resume(training: Training, checkpoints: Checkpointer, state: TrainState) -> tuple[int, TrainState]:
+    """Steps done, and the state after them."""
+    found = checkpoints.restore(
+        _abstract(state), lambda stored: check_same_model(stored, training.meta, training.workdir)
+    )
+    if found is None:
+        return 0, state
+    start, state, stored = found
+    if start >= training.config.num_steps:
+        check_finished(stored, training.meta, training.workdir, start)
+    say(f"{training.title}: resuming at step {start}")
+    if changes := changed_settings(stored, training.meta):
+        say(f"{training.title}: settings have changed: {'; '.join(changes)}")
+    return start, state
 
 
 def _steps(training, state, start, checkpoints, profiler, writer, progress) -> TrainState:

@@ -9,7 +9,6 @@ import numpy as np
 
 from loong_jax import checkpoint, sharding
 from loong_jax.config import TokenizerJob
-from loong_jax.config_dict import to_json_dict
 from loong_jax.data.loader import video_batches
 from loong_jax.data.sources import make_source
 from loong_jax.evaluation.reconstruction import codebook_usage, perplexity
@@ -19,6 +18,7 @@ from loong_jax.tokenizer.video_tokenizer import VideoTokenizer, load_job
 from loong_jax.training import loop
 from loong_jax.training.metrics import say
 from loong_jax.training.optimizer import make_optimizer
+from loong_jax.training.provenance import check_same_model, describe
 from loong_jax.training.state import TrainState
 from loong_jax.training.throughput import Work
 from loong_jax.training.tokenizer_step import create_tokenizer_state, make_eval_step, make_train_step
@@ -49,9 +49,10 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
         process_count=count,
     )
     optimizer = make_optimizer(job.optimizer, job.train.num_steps, autoencoder.matrix_axes)
+    meta = describe(job)
     state, shardings = create_tokenizer_state(job, optimizer, mesh)
     if job.init_from:
-        state = _start_from(state, (workdir / job.init_from).resolve())
+        state = _start_from(state, (workdir / job.init_from).resolve(), meta)
     lpips_weights = None
     if job.loss.perceptual_weight or job.measure_lpips:
         lpips_weights = load_weights(job.loss.perceptual_weights)
@@ -85,7 +86,7 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
             evaluate=evaluate,
             work=Work("frames"),
             shown=("psnr", "ssim", "lpips", "codebook_usage", "codebook_perplexity"),
-            meta={"config": to_json_dict(job)},
+            meta=meta,
             alarm=lambda metrics: _alarm(job, metrics),
         )
     )
@@ -104,11 +105,12 @@ def _alarm(job: TokenizerJob, metrics: dict) -> str:
     return ""
 
 
-def _start_from(state: TrainState, workdir: Path) -> TrainState:
+def _start_from(state: TrainState, workdir: Path, meta: dict) -> TrainState:
     """Take the parameters and cluster state of another training; step count and moments stay fresh."""
     say(f"starting from the tokenizer in {workdir}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     load_job(workdir)  # refuses a training of another kind
+    check_same_model(checkpoint.load_meta(workdir), meta, workdir)
     params = checkpoint.load_weights(workdir, abstract.params)
     clusters = checkpoint.load_parts(workdir, {"clusters": abstract.clusters})["clusters"]
     ema = jax.tree.map(jnp.copy, params) if jax.tree.leaves(state.ema) else ()
