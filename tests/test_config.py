@@ -141,8 +141,9 @@ IMPOSSIBLE = [
     ],
     *[
         (TrainConfig, {field: -1}, field, -1, NOT_NEGATIVE)
-        for field in ("eval_batches", "profile_start", "profile_steps")
+        for field in ("eval_batches", "profile_start", "profile_steps", "keep_every")
     ],
+    (TrainConfig, {"keep_every": 1500}, "train.keep_every", 1500, "must be a multiple of checkpoint_every 1000"),
     (SamplingConfig, {"seconds": 0.0}, "seconds", 0.0, POSITIVE),
     (SamplingConfig, {"seconds": 1e9}, "sampling.seconds", 1e9, "at most 86400, a day"),
     *[
