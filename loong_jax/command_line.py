@@ -52,7 +52,7 @@ def check_arguments(arguments: list[str]) -> None:
 
 
 def _check_setting(values: Any, field: str, text: str | None) -> None:
-    path = ""
+    path, kind = "", dict
     for name in field.split("."):
         if not isinstance(values, ml_collections.ConfigDict):
             raise ConfigError(f"--config.{field} is not a setting: {path} is a single value, {values!r}.")
@@ -61,14 +61,14 @@ def _check_setting(values: Any, field: str, text: str | None) -> None:
             guess = f" (did you mean {near[0]}?)" if near else ""
             group = path or "the config"
             raise ConfigError(f"--config.{field} is not a setting{guess}: {group} has {', '.join(values)}.")
-        path, values = f"{path}.{name}".lstrip("."), values[name]
+        path, kind, values = f"{path}.{name}".lstrip("."), values.get_type(name), values[name]
     if isinstance(values, ml_collections.ConfigDict):
         raise ConfigError(f"--config.{field} is a group of settings: set one of {', '.join(values)}.")
-    if isinstance(values, tuple):
+    if kind is tuple:
         is_possible = text is not None and re.fullmatch(r"[(\[]?(\s*-?\d+\s*,)*(\s*-?\d+)?\s*[)\]]?", text)
         require(bool(is_possible), f"--config.{field}", text, "write whole numbers, as in (1,2)")
-    elif type(values) in _PARSERS and not (isinstance(values, bool) and text is None):
-        parser, allowed = _PARSERS[type(values)]
+    elif kind in _PARSERS and not (kind is bool and text is None):
+        parser, allowed = _PARSERS[kind]
         try:
             parser.parse(text)
         except (TypeError, ValueError):

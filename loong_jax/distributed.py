@@ -2,6 +2,8 @@
 
 JAX itself recognises TPU pods (Compute Engine and GKE), Slurm steps and Open MPI. Anywhere else three environment
 variables say who is who: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+JAX is imported where it is needed: mistakes in the settings are said at once, and the doctor runs where it is broken.
 """
 
 import os
@@ -9,10 +11,6 @@ import re
 import socket
 import sys
 import threading
-
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 _SHARED_TASKS = ("tokenizer", "tokenize", "language_model")
 _COUNTS = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
@@ -31,6 +29,8 @@ def connect(timeout: int = 300) -> None:
         return
     who = f"Process {counts['process_id']}" if "process_id" in counts else "This process"
     who += f" on {socket.gethostname()}"
+    import jax
+
     waiting = threading.Timer(timeout, _give_up, [who, counts.get("num_processes"), address, timeout])
     waiting.daemon = True
     waiting.start()
@@ -54,38 +54,54 @@ def connect(timeout: int = 300) -> None:
 
 def is_first() -> bool:
     """Whether this process is the one that writes files and reports progress."""
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
+    return _place()[0] == 0
 
 
 def of_first(value: int) -> int:
     """The int32 that the first process has, in all of them, which call this together."""
-    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    if _place()[1] == 1:
         return value
+    import numpy as np
+    from jax.experimental import multihost_utils
+
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def check_task(task: str) -> None:
     """Raise ValueError where several processes would all do the same work."""
-    if task not in _SHARED_TASKS and jax.distributed.is_initialized() and jax.process_count() > 1:
+    count = _place()[1]
+    if task not in _SHARED_TASKS and count > 1:
         raise ValueError(
-            f"task {task!r} is the work of one process, and there are {jax.process_count()}: start it on one host, "
-            "with --nodistributed."
+            f"task {task!r} is the work of one process, and there are {count}: start it on one host, with "
+            "--nodistributed."
         )
 
 
 def process_label() -> str:
     """How messages name this process: "" where it runs alone."""
-    is_one_of_many = jax.distributed.is_initialized() and jax.process_count() > 1
-    return f"process {jax.process_index()}: " if is_one_of_many else ""
+    index, count = _place()
+    return f"process {index}: " if count > 1 else ""
 
 
 def leave(code: int) -> None:
     """End this process at once: one that waited for the others would wait for what it no longer takes part in."""
-    if jax.distributed.is_initialized():
+    if _has_joined():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _has_joined() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _place() -> tuple[int, int]:
+    """(index of this process, how many there are)."""
+    import jax
+
+    return (jax.process_index(), jax.process_count()) if _has_joined() else (0, 1)
 
 
 def _counts() -> dict[str, int]:

@@ -25,6 +25,13 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", True, "Join the job's other proc
 
 def run_job(job: config.Job, workdir: Path) -> None:
     """Run ``job`` in ``workdir``; what an earlier run has finished there is not done again."""
+    if isinstance(job, config.DoctorJob):  # before anything is written: the disk may be what is broken
+        from loong_jax.doctor import run_doctor
+
+        findings = run_doctor(job, workdir)
+        if any(finding.status == "broken" for finding in findings):
+            distributed.leave(1)
+        return
     distributed.check_task(job.task)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} is a file: name a folder, which is made where there is none.")
@@ -86,7 +93,7 @@ def _main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise ValueError(f"{argv[1]!r} is not a flag: settings are written --config.field=value.")
         job = from_config_dict(_CONFIG.value)
-        if _DISTRIBUTED.value:
+        if _DISTRIBUTED.value and not isinstance(job, config.DoctorJob):  # which looks at one host
             distributed.connect()
         run_job(job, Path(_WORKDIR.value))
     except (ValueError, OSError) as error:

@@ -30,7 +30,19 @@ MAY_IMPORT = {
     "evaluation": SAMPLING | {"video"},
     "training": (SAMPLING | {"video", "evaluation", "chips"}) - {"sampling"},
 }
-TOP = {"__init__", "pipeline", "interop", "sample", "sample_files", "demo", "estimate", "programs", "main"}
+TOP = {
+    "__init__",
+    "pipeline",
+    "interop",
+    "sample",
+    "sample_files",
+    "demo",
+    "estimate",
+    "programs",
+    "main",
+    "doctor",
+    "trials",
+}
 
 
 def room(path: Path) -> str:

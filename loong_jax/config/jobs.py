@@ -206,5 +206,33 @@ class EstimateJob:
         require_not_negative(self, "length", "mlp_parts")
 
 
-Job = TokenizerJob | TokenizeJob | CheckDataJob | LanguageModelJob | SampleJob | DemoJob | EvaluateJob | EstimateJob
+@dataclasses.dataclass(frozen=True)
+class DoctorJob:
+    """Say what of this machine works, and how to mend what does not."""
+
+    task: str = "doctor"
+    full: bool = True  # also train and sample with tiny models
+    timeout: float = 300.0  # seconds for each part that is tried in a process of its own
+    write_mib: int = 64  # written to the workdir to time its disk
+    # Under which the doctor warns.
+    min_memory_gib: float = 4.0
+    min_disk_gib: float = 2.0
+    min_write_speed: float = 50.0  # MiB a second
+
+    def __post_init__(self):
+        require_positive(self, "timeout", "write_mib")
+        require_not_negative(self, "min_memory_gib", "min_disk_gib", "min_write_speed")
+
+
+Job = (
+    TokenizerJob
+    | TokenizeJob
+    | CheckDataJob
+    | LanguageModelJob
+    | SampleJob
+    | DemoJob
+    | EvaluateJob
+    | EstimateJob
+    | DoctorJob
+)
 JOBS = {job.task: job for job in typing.get_args(Job)}

@@ -52,7 +52,7 @@ class Batches:
         rows = batch_size // process_count
         # Contiguous parts of every global batch: process p has rows [p * rows, (p + 1) * rows).
         own = grain.MapDataset.source(_Part(examples, rows, batch_size, process_index * rows))
-        self._batches = own.batch(rows)
+        self._batches = own.batch(rows, drop_remainder=True)  # else grain overflows where a batch is one row
         self._num_threads, self._num_workers = num_threads, num_workers
 
     def mixed_with(self, other: "Batches", share: float, seed: int) -> "Batches":

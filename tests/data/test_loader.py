@@ -72,6 +72,11 @@ def test_processes_share_one_global_batch():
         _stream(batch_size=6, process_count=4)
 
 
+def test_a_batch_may_be_one_row():
+    rows = [int(batch["index"][0]) for batch in _take(_stream(batch_size=1), 0, 10)]
+    assert sorted(rows) == list(range(10))
+
+
 def test_video_batches():
     source = MovingDigits("train", 32, 5, num_examples=8)
     (batch,) = _take(video_batches(source, DataConfig(), batch_size=8, seed=0), 0, 1)
