@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from loong_jax import config, distributed
 from loong_jax.command_line import explain, one_line
 from loong_jax.config_dict import from_config_dict, to_json_dict
+from loong_jax.endings import Ended, Stopped
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, e.g. configs/stage2.py:debug.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
@@ -87,7 +88,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # the libraries' own notes; progress is printed
+    logging.set_verbosity(logging.FATAL)  # the libraries' own notes; progress and warnings are printed
     warnings.formatwarning = lambda message, *_: f"warning: {distributed.process_label()}{message}\n"
     try:
         if len(argv) > 1:
@@ -100,6 +101,12 @@ def _main(argv: list[str]) -> None:
         if flags.FLAGS.pdb:
             raise
         _fail(one_line(error))
+    except Ended as end:  # all processes alike
+        print(f"{distributed.process_label()}{end}", file=sys.stderr)
+        sys.exit(end.exit_code)
+    except KeyboardInterrupt:
+        print(f"{distributed.process_label()}interrupted: the same command goes on.", file=sys.stderr)
+        distributed.leave(Stopped.exit_code)
 
 
 def _fail(message: str) -> None:

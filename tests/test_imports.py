@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "sharding": {"config"},
     "video": {"config"},
     "checksums": set(),
+    "endings": set(),
     "checkpoint": {"checksums", "distributed"},
     "chips": set(),
     "compiled": set(),
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "data": {"config", "vocab", "video"},
     "sampling": SAMPLING,
     "evaluation": SAMPLING | {"video"},
-    "training": (SAMPLING | {"video", "evaluation", "chips"}) - {"sampling"},
+    "training": (SAMPLING | {"video", "evaluation", "chips", "endings"}) - {"sampling"},
 }
 TOP = {
     "__init__",

@@ -1,4 +1,4 @@
-"""The loop that both trainings share: steps, metrics a step late, evaluation, checkpoints, resume."""
+"""The loop that both trainings share: steps, metrics a step late, evaluation, checkpoints, resume, stopping."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 from loong_jax import sharding
 from loong_jax.checkpoint import Checkpointer
 from loong_jax.config import TrainConfig
+from loong_jax.endings import Stopped
 from loong_jax.training.metrics import MetricsWriter, ProgressReport, read_metrics, say, summarize
 from loong_jax.training.profiler import ProfilerWindow
 from loong_jax.training.provenance import changed_settings, check_finished, check_same_model
 from loong_jax.training.state import TrainState
+from loong_jax.training.stopping import StopRequest
 from loong_jax.training.throughput import Throughput, Work
 from loong_jax.video import Image
 
@@ -46,7 +48,13 @@ class Training:
 
 
 def run(training: Training) -> TrainState:
-    """Train to ``config.num_steps``, from the newest checkpoint in the workdir if there is one."""
+    """Train to ``config.num_steps``, from the newest checkpoint in the workdir if there is one.
+
+    Raises:
+        Stopped: a signal asked for it, and the training is saved.
+        OSError: the last checkpoint could not be written.
+        ValueError: the checkpoints in the workdir are of something else, or none is whole.
+    """
     config, state = training.config, training.state
     mesh = " x ".join(f"{size} {name}" for name, size in training.mesh.shape.items())
     say(f"{training.title}: {optax.tree.size(state.params):,} parameters on a mesh of {mesh}")
@@ -59,10 +67,13 @@ def run(training: Training) -> TrainState:
         progress = ProgressReport(training.title, config.num_steps, start)
         say(f"{training.title}: compiling the training step")
         try:
-            with ProfilerWindow(training.workdir, config, start) as profiler:
-                state = _steps(training, state, start, checkpoints, profiler, writer, progress)
-            checkpoints.wait()
-            return state
+            with ProfilerWindow(training.workdir, config, start) as profiler, StopRequest() as stop:
+                state, done, is_stopped = _steps(training, state, start, stop, checkpoints, profiler, writer, progress)
+                checkpoints.wait()
+                if is_stopped:
+                    steps = f"{training.title}: stopped after {done} of {config.num_steps} steps"
+                    raise Stopped(f"{steps}; they are saved, and the same command goes on.")
+                return state
         finally:
             progress.close()
             writer.close()
@@ -84,7 +95,7 @@ def _resume(training: Training, checkpoints: Checkpointer, state: TrainState) ->
     return start, state
 
 
-def _steps(training, state, start, checkpoints, profiler, writer, progress) -> TrainState:
+def _steps(training, state, start, stop, checkpoints, profiler, writer, progress) -> tuple[TrainState, int, bool]:
     config, throughput = training.config, Throughput(training.work, training.mesh)
     batches = training.batches(start)
     late = None  # (step, metrics, work done) of the step before: fetched when the next one is already under way
@@ -112,12 +123,17 @@ def _steps(training, state, start, checkpoints, profiler, writer, progress) -> T
                 progress.report(step, "held-out: " + summarize(evaluation, training.shown))
                 if not is_last:
                     _draw(training, step, writer)
-        if step % config.checkpoint_every == 0 or is_last:
+        is_stopping = stop.is_due(step)
+        if step % config.checkpoint_every == 0 or is_last or is_stopping:
             with throughput.paused(state):
                 checkpoints.save(step, state, training.meta)
-    _log(training, *late, throughput, writer, progress)
-    _draw(training, config.num_steps, writer)
-    return state
+        if is_stopping:
+            break
+    if late is not None:
+        _log(training, *late, throughput, writer, progress)
+    if is_last:
+        _draw(training, config.num_steps, writer)
+    return state, step, is_stopping
 
 
 def _log(training, step, metrics, done, throughput, writer, progress) -> None:

@@ -1,0 +1,22 @@
+"""How a run ends other than well: an exception for each way, with the exit code that schedulers and scripts see.
+
+2 is bad input, or what else a sentence can mend: ValueError and OSError.
+"""
+
+
+class Ended(Exception):
+    """The run ends here, and its message says why and what happens at the next start."""
+
+    exit_code: int
+
+
+class Stopped(Ended):
+    """A signal asked for it; the same command goes on."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class GaveUp(Ended):
+    """The training cannot go on by itself."""
+
+    exit_code = 3
