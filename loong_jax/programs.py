@@ -96,6 +96,7 @@ def lower_decoding(job: LanguageModelJob, mesh: Mesh, batch_size: int, is_guided
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
     (rule,) = jax.eval_shape(lambda: rules_of(SamplingConfig(), False, 1))
     logits = cut((rows, config.num_video_ids), jnp.float32)
+    codes = cut((batch_size, frame_steps), jnp.int32)
     positions = cut((rows, num_codes) if config.rope == "1d" else (rows, num_codes, 3), jnp.int32)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     params = jax.eval_shape(decoder.prepare, params)
@@ -103,7 +104,7 @@ def lower_decoding(job: LanguageModelJob, mesh: Mesh, batch_size: int, is_guided
     cache = jax.eval_shape(decoder.new_cache)
     cache = _placed(cache, KVCache.shardings(mesh, config, *cache.valid.shape))
     with jax.set_mesh(mesh):
-        lowered = decoder.decode.lower(params, cache, logits, positions, step, step, keys, rule)
+        lowered = decoder.decode.lower(params, cache, logits, codes, positions, step, step, keys, rule)
     return Program(lowered, params, cache)
 
 

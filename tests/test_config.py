@@ -148,6 +148,7 @@ IMPOSSIBLE = [
             ("top_p", (0.0, 1.1, (0.9, 0.0)), "in (0, 1]"),
             ("min_p", (2.0, (0.1, -0.1)), "in [0, 1]"),
             ("guidance_scale", (0.5, (3.0, 0.5)), "at least 1"),
+            ("repetition_penalty", (0.0, (1.1, -1.0)), "greater than 0"),
             ("continuation_temperature", (-1, (0.5, 0.0)), "greater than 0, or 0"),
             ("continuation_guidance_scale", (0.5, (2.0, 0.0)), "at least 1, or 0"),
         )

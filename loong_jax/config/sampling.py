@@ -28,6 +28,8 @@ class SamplingConfig:
     top_p: Schedule = 1.0
     min_p: Schedule = 0.0
     guidance_scale: Schedule = 1.0  # 1: no guidance
+    # Divides the odds of the code at the same place of the latent frame before: above 1 against videos that freeze.
+    repetition_penalty: Schedule = 1.0
     reencode_frames: int = 5  # pixel frames carried into the next round
     # Of the rounds that continue a video, where errors add up; 0: those above.
     continuation_temperature: Schedule = 0.0
@@ -55,6 +57,7 @@ class SamplingConfig:
         self._require("top_p", lambda value: 0 < value <= 1, "in (0, 1]")
         self._require("min_p", lambda value: 0 <= value <= 1, "in [0, 1]")
         self._require("guidance_scale", lambda value: value >= 1, "at least 1")
+        self._require("repetition_penalty", lambda value: value > 0, "greater than 0")
         open_temperature, open_scale = self.continuation_temperature == 0, self.continuation_guidance_scale == 0
         self._require("continuation_temperature", lambda value: open_temperature or value > 0, "greater than 0, or 0")
         self._require("continuation_guidance_scale", lambda value: open_scale or value >= 1, "at least 1, or 0")

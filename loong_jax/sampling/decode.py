@@ -15,7 +15,7 @@ from loong_jax import sharding
 from loong_jax.config import TransformerConfig
 from loong_jax.models import transformer
 from loong_jax.models.kv_cache import KVCache
-from loong_jax.sampling.logits import SamplingRule, choose, guide
+from loong_jax.sampling.logits import SamplingRule, choose, discourage, guide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +26,20 @@ class Decoder:
     over devices keeps the pair together.
 
     ``prepare(params) -> params``: made once of a model's parameters, what the other two read.
-    ``prefill(params, cache, tokens, positions, valid) -> (cache, logits)``: prompts [rows, prompt_slots], padded on
-    either side where not ``valid``; the logits [rows, num_video_ids] are those after each row's last valid token.
-    ``decode(params, cache, logits, positions, start, num_steps, keys, rule) -> (cache, logits, codes)``: samples the
-    codes of the steps [start, start + num_steps) of a clip, both traced, of which ``frame_steps`` at most, int32
-    [batch, frame_steps] with zeros after the last; ``positions`` [rows, max_steps] says where every step's code goes,
-    ``keys`` [batch] are folded with the step, so that a clip is the same in one call or in several. The logits are
-    those after the last code.
+    ``prefill(params, cache, tokens, positions, valid) -> (cache, logits, codes)``: prompts [rows, prompt_slots], padded
+    on either side where not ``valid``; the logits [rows, num_video_ids] are those after each row's last valid token,
+    the codes [batch, frame_steps] those of the latent frame that a prompt ends with, -1 where it ends otherwise.
+    ``decode(params, cache, logits, codes, positions, start, num_steps, keys, rule) -> (cache, logits, codes)``: samples
+    the steps [start, start + num_steps) of a clip, both traced, of which ``frame_steps`` at most, in place of so many
+    of the ``codes`` of the latent frame before (which the repetition guard looks at). ``positions`` [rows, max_steps]
+    says where every step's code goes; ``keys`` [batch] are folded with the step, so that a clip is the same in one call
+    or in several. The logits are those after the last code.
     ``new_cache()``: an empty cache.
     ``prefill`` and ``decode`` donate the cache, and ``decode`` the logits.
     """
 
     prepare: Callable[[Any], Any]
-    prefill: Callable[..., tuple[KVCache, Float[Array, "rows v"]]]
+    prefill: Callable[..., tuple[KVCache, Float[Array, "rows v"], Int[Array, "batch frame_steps"]]]
     decode: Callable[..., tuple[KVCache, Float[Array, "rows v"], Int[Array, "batch frame_steps"]]]
     new_cache: Callable[[], KVCache]
 
@@ -79,7 +80,7 @@ def make_decoder(
         places = sharding.tree_shardings(mesh, params, transformer.logical_axes(config))
         return jax.lax.with_sharding_constraint(params, places)
 
-    @partial(jax.jit, donate_argnums=1, out_shardings=(cache_shardings, by_row))
+    @partial(jax.jit, donate_argnums=1, out_shardings=(cache_shardings, by_row, by_prompt))
     def prefill(
         params: Any,
         cache: KVCache,
@@ -90,13 +91,18 @@ def make_decoder(
         model = nnx.merge(graphdef, params)
         hidden, cache = model.extend(tokens, positions, valid, cache, 0)
         last = jnp.where(valid, jnp.arange(prompt_slots)[None], 0).max(axis=1)
-        return cache, model.logits(hidden[jnp.arange(rows), last], 0, config.num_video_ids)
+        logits = model.logits(hidden[jnp.arange(rows), last], 0, config.num_video_ids)
+        places = last[:, None] - jnp.arange(frame_steps)[None, ::-1]
+        codes = jnp.take_along_axis(jnp.where(valid, tokens - first, -1), jnp.maximum(places, 0), axis=1)
+        codes = jnp.where((places >= 0) & (codes < config.num_video_ids), jnp.maximum(codes, -1), -1)
+        return cache, logits, codes[:: rows // batch]
 
     @partial(jax.jit, donate_argnums=(1, 2), out_shardings=(cache_shardings, by_row, by_prompt))
     def decode(
         params: Any,
         cache: KVCache,
         logits: Float[Array, "rows v"],
+        codes: Int[Array, "batch frame_steps"],
         positions: Int[Array, "rows max_steps *axes"],
         start: Int[Array, ""],
         num_steps: Int[Array, ""],
@@ -110,6 +116,8 @@ def make_decoder(
             if is_guided:
                 pairs = logits.reshape(batch, 2, -1)
                 logits = guide(pairs[:, 0], pairs[:, 1], rule.guidance_scale)
+            before = jax.lax.dynamic_index_in_dim(codes, index - start, axis=1, keepdims=False)
+            logits = discourage(logits, before, rule.repetition_penalty)
             code = choose(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, rule)
             codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, index - start))
             tokens = (first + code).repeat(rows // batch)[:, None]
@@ -117,7 +125,6 @@ def make_decoder(
             hidden, cache = model.extend(tokens, place, jnp.ones_like(tokens, bool), cache, prompt_slots + index)
             return cache, model.logits(hidden[:, 0], 0, config.num_video_ids), codes
 
-        codes = jnp.zeros((batch, frame_steps), jnp.int32)
         return jax.lax.fori_loop(start, start + num_steps, step, (cache, logits, codes))
 
     def new_cache() -> KVCache:

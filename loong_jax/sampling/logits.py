@@ -1,10 +1,11 @@
 """From scores of the next code to a choice. Every knob is a traced scalar: changing one compiles nothing."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from loong_jax.config import SamplingConfig, by_frame
 
@@ -12,13 +13,14 @@ from loong_jax.config import SamplingConfig, by_frame
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SamplingRule:
-    """Scalars: temperature > 0; top_k (0 = all); top_p and min_p in [0, 1]; guidance_scale (1 = none)."""
+    """Scalars: temperature > 0; top_k (0 = all); top_p and min_p in [0, 1]; guidance_scale and penalty (1 = none)."""
 
     temperature: Float[Array, ""]
     top_k: Int[Array, ""]
     top_p: Float[Array, ""]
     min_p: Float[Array, ""]
     guidance_scale: Float[Array, ""]
+    repetition_penalty: Float[Array, ""]
 
 
 def rules_of(config: SamplingConfig, is_continuing: bool, num_frames: int) -> list[SamplingRule]:
@@ -36,31 +38,68 @@ def rules_of(config: SamplingConfig, is_continuing: bool, num_frames: int) -> li
 def guide(
     conditional: Float[Array, "b v"], unconditional: Float[Array, "b v"], scale: Float[Array, ""]
 ) -> Float[Array, "b v"]:
-    """Classifier-free guidance on scores: unconditional + scale x (conditional - unconditional)."""
-    return unconditional + scale * (conditional - unconditional)
+    """Classifier-free guidance on scores: unconditional + scale x (conditional - unconditional).
+
+    Where one of the two is -inf, which has no direction, the conditional score is the answer.
+    """
+    guided = unconditional + scale * (conditional - unconditional)
+    return jnp.where(jnp.isfinite(conditional) & jnp.isfinite(unconditional), guided, conditional)
+
+
+def discourage(logits: Float[Array, "b v"], codes: Int[Array, " b"], penalty: Float[Array, ""]) -> Float[Array, "b v"]:
+    """Divide the model's odds of one code of each row by ``penalty``; a negative code is none.
+
+    The repetition guard of video: ``codes`` are those at the same place of the latent frame before. A video that
+    freezes repeats just these, and each repetition makes the next one likelier. Text's guard, against every code that
+    occurred (arXiv 1909.05858), would punish what is right: a sky is one code at a hundred places. Dividing odds, which
+    is subtracting from scores, does the same wherever the scores' zero lies.
+    """
+    is_repeated = codes[:, None] == jnp.arange(logits.shape[-1])[None]
+    return logits - jnp.where(is_repeated, jnp.log(penalty), 0)
 
 
 def restrict(logits: Float[Array, "b v"], rule: SamplingRule) -> Float[Array, "b v"]:
     """Apply temperature, then set the scores outside top-k, top-p and min-p to -inf.
 
     top-k keeps the k largest (and ties of the k-th); top-p, of those, the fewest whose probabilities reach p; min-p
-    those with at least min_p of the largest probability. The largest is always kept.
+    those with at least min_p of the largest probability. The largest is always kept. Nothing is sorted, which on every
+    kind of device takes longer than a layer: the least score that is kept is found bit by bit.
     """
     logits = logits / rule.temperature
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    rank = jnp.arange(logits.shape[-1])[None]
-    k = jnp.where(rule.top_k > 0, rule.top_k, logits.shape[-1])
-    kept = jnp.where(rank < k, ordered, -jnp.inf)
-    probabilities = jax.nn.softmax(kept, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    # A rounded sum can pass 1 before the last code, so p = 1 is said apart.
-    in_nucleus = (before < rule.top_p) | (rule.top_p >= 1)
-    is_kept = (rank < k) & in_nucleus & (probabilities >= rule.min_p * probabilities[:, :1])
-    is_kept = is_kept.at[:, 0].set(True)
-    threshold = jnp.where(is_kept, ordered, jnp.inf).min(axis=-1, keepdims=True)
-    return jnp.where(logits >= threshold, logits, -jnp.inf)
+    order = _in_order(logits)
+    everything = jnp.zeros((len(logits), 1), jnp.uint32)
+
+    def best_k():
+        return _threshold(order, lambda kept: kept.sum(axis=-1, keepdims=True) >= rule.top_k)
+
+    least = jax.lax.cond(rule.top_k > 0, best_k, lambda: everything)
+    weights = jnp.where(order >= least, jnp.exp(logits - logits.max(axis=-1, keepdims=True)), 0)
+
+    def nucleus():
+        needed = rule.top_p * weights.sum(axis=-1, keepdims=True)
+        return _threshold(order, lambda kept: jnp.where(kept, weights, 0).sum(axis=-1, keepdims=True) >= needed)
+
+    least = jnp.maximum(least, jax.lax.cond(rule.top_p < 1, nucleus, lambda: everything))
+    return jnp.where((order >= least) & (weights >= rule.min_p), logits, -jnp.inf)
+
+
+def _in_order(x: Float[Array, "b v"]) -> UInt32[Array, "b v"]:
+    """Integers in the order of the numbers: the bits of a float, with those of a negative one turned over."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits >= sign, ~bits, bits | sign)
+
+
+def _threshold(order: UInt32[Array, "b v"], is_enough: Callable) -> UInt32[Array, "b 1"]:
+    """For each row the largest number for which keeping all from it on ``is_enough``; 0 where nothing is."""
+
+    def next_bit(index, found):
+        larger = found | (jnp.uint32(1) << (31 - index).astype(jnp.uint32))
+        return jnp.where(is_enough(order >= larger), larger, found)
+
+    return jax.lax.fori_loop(0, 32, next_bit, jnp.zeros((len(order), 1), jnp.uint32))
 
 
 def choose(keys: Array, logits: Float[Array, "b v"], rule: SamplingRule) -> Int[Array, " b"]:
-    """Draw a code for every row with that row's own key."""
+    """Draw a code for every row with that row's own key; one without odds (-inf) is never drawn."""
     return jax.vmap(jax.random.categorical)(keys, restrict(logits, rule)).astype(jnp.int32)

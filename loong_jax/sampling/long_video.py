@@ -114,11 +114,11 @@ class _ClipSampler:
         tokens, positions, valid, following = self._left_padded(
             [[*prompt, *row] for prompt, row in zip(self._prompts, rows, strict=True)]
         )
-        cache, logits = self._decoder.prefill(self._params, self._cache, tokens, positions, valid)
+        cache, logits, codes = self._decoder.prefill(self._params, self._cache, tokens, positions, valid)
         frames = [known]
         for index, rule in enumerate(rules[num_known:]):
             cache, logits, codes = self._decoder.decode(
-                self._params, cache, logits, following, index * num_steps, num_steps, keys, rule
+                self._params, cache, logits, codes, following, index * num_steps, num_steps, keys, rule
             )
             frames.append(codes)
         self._cache = cache

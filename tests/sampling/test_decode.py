@@ -1,6 +1,7 @@
 """The decoder: codes of the full forward pass, one compilation, a cache in place, the same on every mesh."""
 
 import contextlib
+import dataclasses
 from functools import cache
 
 import jax
@@ -83,14 +84,15 @@ class Runner:
     def __call__(self, prompts, seeds, config: SamplingConfig, calls=(MAX_STEPS,), side: str = "left"):
         """Codes [batch, sum(calls)], sampled in so many calls of so many steps each."""
         tokens, positions, valid, following = padded(prompts, side)
-        self.cache, logits = self.decoder.prefill(self.params, self.cache, tokens, positions, valid)
+        self.cache, logits, codes = self.decoder.prefill(self.params, self.cache, tokens, positions, valid)
         found, (rule,) = [], rules_of(config, False, 1)
         for index, steps in enumerate(calls):
             place = jnp.int32(sum(calls[:index])), jnp.int32(steps)
+            before = codes
             self.cache, logits, codes = self.decoder.decode(
-                self.params, self.cache, logits, following, *place, keys_of(seeds), rule
+                self.params, self.cache, logits, codes, following, *place, keys_of(seeds), rule
             )
-            assert codes.shape == (len(seeds), MAX_STEPS) and not codes[:, steps:].any()
+            np.testing.assert_array_equal(codes[:, steps:], before[:, steps:])
             found.append(codes[:, :steps])
         return np.concatenate(found, axis=1)
 
@@ -158,6 +160,37 @@ def test_a_prompt_and_its_seed_give_the_same_codes_in_any_batch(make_mesh):
         )
 
 
+@pytest.mark.parametrize("is_guided", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prefill_finds_the_latent_frame_that_a_prompt_ends_with(side, is_guided, make_mesh):
+    frame = np.arange(50, 50 + MAX_STEPS, dtype=np.int32)
+    prompts = [np.append(np.int32(3), frame), frame, np.append(frame, np.int32(3)), frame[:2]]
+    run = Runner(make_mesh(data=1), 4, is_guided)
+    pairs = [row for prompt in prompts for row in ([prompt, prompt[:1]] if is_guided else [prompt])]
+    tokens, positions, valid, _ = padded(pairs, side)
+    *_, codes = run.decoder.prefill(run.params, run.cache, tokens, positions, valid)
+    whole = list(range(MAX_STEPS))
+    np.testing.assert_array_equal(codes[:2], [whole, whole])
+    np.testing.assert_array_equal(codes[2], [1, 2, 3, 4, 5, -1])
+    np.testing.assert_array_equal(codes[3], [-1, -1, -1, -1, 0, 1])
+
+
+def test_the_repetition_guard_looks_at_the_same_place_of_the_frame_before(make_mesh):
+    """Against odds a billionth of what they were, no greedy code is that of the frame before; else each is."""
+    run, prompts = Runner(make_mesh(data=1), 2, False), make_prompts(2, False)
+    tokens, positions, valid, following = padded(prompts)
+    found = {}
+    for penalty in (1.0, 1e9):
+        run.cache, logits, codes = run.decoder.prefill(run.params, run.cache, tokens, positions, valid)
+        (rule,) = rules_of(dataclasses.replace(GREEDY, guidance_scale=1.0, repetition_penalty=penalty), False, 1)
+        before = found.get(1.0, codes)
+        run.cache, _, found[penalty] = run.decoder.decode(
+            run.params, run.cache, logits, before, following, jnp.int32(0), jnp.int32(3), keys_of([0, 1]), rule
+        )
+    assert (found[1.0][:, 0] != found[1e9][:, 0]).all()
+    assert (found[1.0][:, :3] != found[1e9][:, :3]).all()
+
+
 @pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_the_cache_is_changed_in_place(sizes, make_mesh):
     run = Runner(make_mesh(**sizes), 4, True)
@@ -167,9 +200,9 @@ def test_the_cache_is_changed_in_place(sizes, make_mesh):
     decoder, old = run.decoder, run.cache
     prefill = decoder.prefill.lower(run.params, old, tokens, positions, valid).compile()
     assert prefill.memory_analysis().alias_size_in_bytes >= num_bytes
-    store, logits = decoder.prefill(run.params, old, tokens, positions, valid)
+    store, logits, codes = decoder.prefill(run.params, old, tokens, positions, valid)
     num_bytes += logits.addressable_shards[0].data.nbytes
-    arguments = (logits, following, jnp.int32(0), jnp.int32(3), keys_of(range(4)), *rules_of(SAMPLED, False, 1))
+    arguments = (logits, codes, following, jnp.int32(0), jnp.int32(3), keys_of(range(4)), *rules_of(SAMPLED, False, 1))
     decode = decoder.decode.lower(run.params, store, *arguments).compile()
     assert decode.memory_analysis().alias_size_in_bytes >= num_bytes
     after, *_ = decoder.decode(run.params, store, *arguments)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from loong_jax.config import SamplingConfig
-from loong_jax.sampling.logits import SamplingRule, choose, guide, restrict, rules_of
+from loong_jax.sampling.logits import SamplingRule, choose, discourage, guide, restrict, rules_of
 
 RULES = {
     "plain": SamplingConfig(top_k=0),
@@ -52,6 +52,30 @@ def test_restrict_keeps_the_right_codes_and_their_odds(config):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_restrictions_of_thousands_of_codes(seed):
+    """Where probabilities spread over many codes, of any size and sign, with ties and codes without odds."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(rng.normal(0, 20), 3.0, (2, 2048)).astype(np.float32).round(1)
+    logits[:, rng.integers(0, 2048, 300)] = -np.inf
+    for config in (
+        SamplingConfig(top_k=int(rng.integers(1, 3000))),
+        SamplingConfig(top_k=0, min_p=float(rng.uniform(0, 0.2))),
+        SamplingConfig(top_k=0, temperature=float(rng.uniform(0.1, 3))),
+    ):
+        found = np.asarray(jax.nn.softmax(restrict(jnp.asarray(logits), rule_of(config)), axis=-1), np.float64)
+        for row, probabilities in zip(logits, found, strict=True):
+            # The reference breaks a tie of the k-th; here all of them are kept.
+            k = config.top_k and int((row >= np.sort(row)[-min(config.top_k, 2048)]).sum())
+            expected = reference_probabilities(row, dataclasses.replace(config, top_k=k))
+            np.testing.assert_array_equal(probabilities > 0, expected > 0)
+            np.testing.assert_allclose(probabilities, expected, rtol=1e-4)
+    top_p = SamplingConfig(top_k=500, top_p=float(rng.uniform(0.1, 0.99)))
+    distinct = rng.permutation(2048).astype(np.float32)[None] / 300
+    kept = np.isfinite(restrict(jnp.asarray(distinct), rule_of(top_p)))
+    np.testing.assert_array_equal(kept[0], reference_probabilities(distinct[0], top_p) > 0)
+
+
 @pytest.mark.parametrize("config", RULES.values(), ids=RULES)
 def test_codes_are_drawn_as_often_as_they_should_be(config):
     draws = 20_000
@@ -84,6 +108,33 @@ def test_guidance_is_linear_in_the_scale():
         np.testing.assert_allclose(
             guide(conditional, unconditional, jnp.float32(scale)), expected, rtol=1e-5, atol=1e-6
         )
+
+
+def test_guidance_where_a_code_has_no_odds():
+    infinity = np.inf
+    found = guide(jnp.array([[1.0, -infinity, -infinity]]), jnp.array([[-infinity, 1.0, -infinity]]), jnp.float32(3))
+    np.testing.assert_array_equal(found, [[1.0, -infinity, -infinity]])
+
+
+@pytest.mark.parametrize(
+    "config", [RULES["plain"], RULES["all"], SamplingConfig(top_k=15, guidance_scale=4.0)], ids=str
+)
+def test_a_code_without_odds_is_never_drawn(config):
+    logits = LOGITS[:1].copy()
+    logits[0, 3:] = -np.inf
+    codes = choose(jax.random.split(jax.random.key(4), 5000), jnp.tile(logits, (5000, 1)), rule_of(config))
+    assert set(np.unique(codes)) <= {0, 1, 2}
+
+
+def test_the_repetition_guard_divides_the_odds_of_one_code_and_leaves_the_others():
+    penalty = jnp.float32(4.0)
+    for shift in (0.0, -100.0):  # wherever the scores' zero lies
+        found = jax.nn.softmax(discourage(jnp.asarray(LOGITS + shift), jnp.array([5, -1, 0]), penalty), axis=-1)
+        odds = np.exp(LOGITS.astype(np.float64))
+        odds[0, 5] /= 4
+        odds[2, 0] /= 4
+        np.testing.assert_allclose(found, odds / odds.sum(axis=-1, keepdims=True), rtol=1e-4)
+    np.testing.assert_array_equal(discourage(jnp.asarray(LOGITS), jnp.array([5, -1, 0]), jnp.float32(1)), LOGITS)
 
 
 def test_a_row_with_its_key_is_drawn_alike_in_any_batch():
