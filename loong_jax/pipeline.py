@@ -1,6 +1,9 @@
 """The public face: load a trained model, and turn prompts into videos."""
 
 import dataclasses
+import itertools
+import math
+import numbers
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +13,16 @@ import numpy as np
 
 from loong_jax import checkpoint, sharding
 from loong_jax.chips import host_memory
-from loong_jax.config import LanguageModelJob, MeshConfig, SamplingConfig
+from loong_jax.config import ConfigError, LanguageModelJob, MeshConfig, SamplingConfig
 from loong_jax.config_dict import build, from_config_dict
 from loong_jax.data.text import TextTokenizer
 from loong_jax.models import transformer
-from loong_jax.sampling.long_video import Generator
+from loong_jax.sampling.long_video import Generator, Request
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.vocab import LatentGrid
+
+# What a video shows, or from which second on it shows what.
+Prompt = str | list[tuple[float, str]]
 
 
 class Pipeline:
@@ -37,23 +43,23 @@ class Pipeline:
             mesh=sharding.make_mesh(mesh or MeshConfig()),
         )
 
-    def __call__(self, prompt: str | list[str], seed: int = 0, image=None, video=None, **sampling) -> np.ndarray:
+    def __call__(self, prompt: Prompt | list[Prompt], seed: int = 0, image=None, video=None, **sampling) -> np.ndarray:
         """Sample a video, uint8 [frames, height, width, 3]; for a list of prompts [batch, ...].
 
         Args:
-            prompt: what the video shows.
+            prompt: what the video shows: a text, or a list of (second, text) that says from when on it shows what. The
+                prompts of a batch change at the same seconds.
             seed: the same seed gives the same video, whatever else is in the batch; prompt i of a list has seed + i.
             image: first frame, uint8 [height, width, 3], as the model's frame size.
             video: frames to continue, uint8 [frames, height, width, 3].
-            **sampling: fields of ``SamplingConfig``: seconds, temperature, top_k, top_p, min_p, guidance_scale,
-                reencode_frames.
+            **sampling: fields of ``SamplingConfig``, as seconds, temperature, top_k, guidance_scale, negative_prompt.
 
         Raises:
             ValueError: a field is unknown or impossible, image or video has another size than the model's frames, or
                 this machine's memory cannot hold the video.
         """
         parts = self.stream(prompt, seed, image=image, video=video, **sampling)
-        batch = 1 if isinstance(prompt, str) else len(prompt)
+        batch = len(_read_prompts(prompt)[0])
         num_frames = self.num_frames(_sampling_config(sampling))
         num_bytes = 2 * batch * num_frames * self.frame_size**2 * 3  # parts, and the whole made of them
         if num_bytes > host_memory():
@@ -64,20 +70,42 @@ class Pipeline:
         return np.concatenate(list(parts), axis=-4)
 
     def stream(
-        self, prompt: str | list[str], seed: int = 0, image=None, video=None, **sampling
+        self, prompt: Prompt | list[Prompt], seed: int = 0, image=None, video=None, **sampling
     ) -> Iterator[np.ndarray]:
-        """Like calling, but yields the new frames of every round as soon as they are decoded.
+        """Like calling, but yields the frames of every latent frame as soon as they are decoded.
 
-        What is impossible is said at once, before the first frame is asked for.
+        While they are looked at, the next ones are being sampled. What is impossible is said at once, before the first
+        frame is asked for.
         """
+        request, is_batch = self._request(prompt, seed, image, video, sampling)
+        frames = self._frames(request)
+        return frames if is_batch else (batch[0] for batch in frames)
+
+    def _frames(self, request: Request) -> Iterator[np.ndarray]:
+        """What the videos begin with, then what is sampled, [batch, frames, height, width, 3]."""
+        if request.start is not None:
+            yield request.start[:, : request.num_frames]
+        for piece in self._generator.roll_out(request):
+            yield piece.frames
+
+    def _request(self, prompt, seed, image, video, sampling: dict) -> tuple[Request, bool]:
+        """What is asked for, and whether it is a batch."""
         config = _sampling_config(sampling)
-        prompts = _checked_prompts(prompt)
-        first_seed = _checked_seed(seed, len(prompts))
-        start = self._start(image, video, config, len(prompts))
-        texts = [self._read(text) for text in prompts]
-        seeds = [first_seed + index for index in range(len(prompts))]
-        videos = self._videos(texts, seeds, config, start)
-        return (frames[0] for frames in videos) if isinstance(prompt, str) else videos
+        if config.negative_prompt and not config.is_guided:
+            raise ConfigError("sampling.negative_prompt needs a guidance_scale above 1: give one, or leave it out.")
+        scripts, is_batch = _read_prompts(prompt)
+        first_seed = _checked_seed(seed, len(scripts))
+        request = Request(
+            texts=[[self._read(script[segment][1]) for script in scripts] for segment in range(len(scripts[0]))],
+            seeds=[first_seed + index for index in range(len(scripts))],
+            num_frames=self.num_frames(config),
+            sampling=config,
+            negative=self._read(config.negative_prompt) if config.negative_prompt else None,
+            changes=tuple(round(second * self.fps) for second, _ in scripts[0][1:]),
+            start=self._start(image, video, config, len(scripts)),
+        )
+        self._generator.check(request)
+        return request, is_batch
 
     def num_frames(self, config: SamplingConfig) -> int:
         """Frames of a video that is sampled so."""
@@ -87,17 +115,6 @@ class Pipeline:
     def ids_per_frame(self) -> float:
         """Ids that stand for one frame, on average."""
         return self._generator.grid.ids_per_frame / self._generator.tokenizer.config.temporal_factor
-
-    def _videos(
-        self, texts: list[list[int]], seeds: list[int], config: SamplingConfig, start: np.ndarray | None
-    ) -> Iterator[np.ndarray]:
-        """What is given of the videos, then what is sampled, [batch, frames, height, width, 3]."""
-        num_frames = self.num_frames(config)
-        if start is not None:
-            yield start[:, :num_frames]
-            num_frames -= start.shape[1]
-        if num_frames > 0:
-            yield from self._generator.roll_out(texts, num_frames, seeds, config, start)
 
     def _read(self, prompt: str) -> list[int]:
         ids, limit = self._text.encode(prompt), self._generator.max_text_ids
@@ -140,16 +157,37 @@ def _sampling_config(values: dict) -> SamplingConfig:
     return build(SamplingConfig, plain, "sampling")
 
 
-def _checked_prompts(prompt: str | list[str]) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list, tuple)) else []
-    if not prompts or any(not isinstance(text, str) or not text.strip() for text in prompts):
-        raise ValueError(f"A prompt must be some text, or a list of texts; got {_short(prompt)}.")
-    for text in prompts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f"The prompt {_short(text)} is not Unicode text: give it in UTF-8.") from None
-    return prompts
+def _read_prompts(prompt: Prompt | list[Prompt]) -> tuple[list[list[tuple[float, str]]], bool]:
+    """Of every video the seconds and what it shows from then on; and whether they are a batch."""
+    is_batch = isinstance(prompt, (list, tuple)) and not any(_is_timed(part) for part in prompt)
+    scripts = []
+    for part in prompt if is_batch else [prompt]:
+        script = [(0, part)] if isinstance(part, str) else part
+        is_script = isinstance(script, (list, tuple)) and len(script) > 0 and all(map(_is_timed, script))
+        if not is_script or not all(text.strip() for _, text in script):
+            raise ValueError(f"A prompt must be some text or a list of (second, text); got {_short(part)}.")
+        seconds = [second for second, _ in script]
+        if seconds[0] != 0 or not all(a < b < math.inf for a, b in itertools.pairwise(seconds)):
+            raise ValueError(f"A prompt's seconds must begin with 0 and grow; got {_short(seconds)}.")
+        scripts.append([(float(second), _checked_text(text)) for second, text in script])
+    if not scripts or len({tuple(second for second, _ in script) for script in scripts}) > 1:
+        wrong = "change at the same seconds" if scripts else "be one or more"
+        raise ValueError(f"The prompts of a batch must {wrong}; got {_short(prompt)}.")
+    return scripts, is_batch
+
+
+def _is_timed(part) -> bool:
+    """Whether it is (second, text)."""
+    is_pair = isinstance(part, (list, tuple)) and len(part) == 2
+    return is_pair and isinstance(part[0], numbers.Real) and isinstance(part[1], str)
+
+
+def _checked_text(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"The prompt {_short(text)} is not Unicode text: give it in UTF-8.") from None
+    return text
 
 
 def _checked_seed(seed: int, batch: int) -> int:

@@ -155,6 +155,15 @@ IMPOSSIBLE = [
         for value in values
     ],
     (SamplingConfig, {"reencode_frames": 0}, "reencode_frames", 0, POSITIVE),
+    (SamplingConfig, {"window_latents": 0}, "window_latents", 0, POSITIVE),
+    (SamplingConfig, {"sink_latents": -1}, "sink_latents", -1, NOT_NEGATIVE),
+    (
+        SamplingConfig,
+        {"continuation": "flow"},
+        "sampling.continuation",
+        "flow",
+        "'reencode', 'anchor', 'ids', 'window'",
+    ),
     (TokenizerJob, {"data": DataConfig(num_frames=16)}, "num_frames", 16, "1 + a multiple of 4"),
     (TokenizerJob, {"data": DataConfig(frame_size=100)}, "frame_size", 100, "a multiple of 8"),
     (QuantizerConfig, {"dead_after": 0}, "dead_after", 0, POSITIVE),

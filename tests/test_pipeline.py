@@ -15,8 +15,9 @@ JOB = LanguageModelJob(
     model=dataclasses.replace(DEBUG_TRANSFORMER, max_length=128),
     data=DataConfig(frame_size=32, num_frames=17, max_text_ids=8),
 )
+CLIP = 17 / 6.5  # seconds
 SECONDS = 29 / 6.5  # a clip of 17 frames, and a round that keeps 5 and adds 12
-GREEDY = dict(seconds=SECONDS, top_k=1)
+PROMPT = "a red 7 moves left"
 
 
 @pytest.fixture(scope="module")
@@ -27,37 +28,125 @@ def pipe():
     return Pipeline(JOB, params, tokenizer)
 
 
-def test_rounds_come_as_they_are_ready_and_add_up_to_the_video(pipe):
-    parts = list(pipe.stream("a red 7 moves left", seed=3, seconds=SECONDS))
-    assert [part.shape for part in parts] == [(17, 32, 32, 3), (12, 32, 32, 3)]
+def compilations(pipe) -> tuple[int, ...]:
+    decoders = pipe._generator._decoders.values()
+    return tuple(f._cache_size() for decoder in decoders for f in (decoder.prefill, decoder.decode))
+
+
+def test_frames_come_as_they_are_ready_and_add_up_to_the_video(pipe):
+    parts = list(pipe.stream(PROMPT, seed=3, seconds=SECONDS))
+    assert [part.shape for part in parts] == [(1, 32, 32, 3)] + 7 * [(4, 32, 32, 3)]
     assert all(part.dtype == np.uint8 for part in parts)
-    np.testing.assert_array_equal(np.concatenate(parts), pipe("a red 7 moves left", seed=3, seconds=SECONDS))
+    video = pipe(PROMPT, seed=3, seconds=SECONDS)
+    np.testing.assert_array_equal(np.concatenate(parts), video)
+    # A shorter video is the beginning of a longer one.
+    np.testing.assert_array_equal(pipe(PROMPT, seed=3, seconds=23 / 6.5), video[:23])
+
+
+def test_the_first_frame_comes_before_the_second_latent_frame_is_decoded(pipe, monkeypatch):
+    asked = []
+    start = VideoTokenizer.start_decoding
+    monkeypatch.setattr(VideoTokenizer, "start_decoding", lambda *args: asked.append(1) or start(*args))
+    frames = pipe.stream(PROMPT, seconds=SECONDS)
+    assert asked == [] and len(next(frames)) == 1 and asked == [1]
+    assert len(next(frames)) == 4 and asked == [1, 1]
+
+
+def test_a_stream_that_is_left_does_not_disturb_another(pipe):
+    expected = pipe(PROMPT, seed=1, seconds=SECONDS)
+    one, other = (pipe.stream(PROMPT, seed=seed, seconds=SECONDS) for seed in (1, 2))
+    found = [frames for frames, _ in zip(one, other, strict=True)]
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+def test_one_compilation_for_prompts_lengths_and_ways_to_start(pipe):
+    pipe(PROMPT, seconds=SECONDS)
+    before = compilations(pipe)
+    pipe("a blue 3", seconds=1, temperature=2.0, top_k=(7, 3))
+    pipe([(0, "a blue 3"), (1, "a red 7")], seconds=SECONDS, continuation="ids")
+    pipe(PROMPT, seconds=SECONDS, continuation="anchor", image=np.zeros((32, 32, 3), np.uint8))
+    assert compilations(pipe) == before and 1 in before and not set(before) - {0, 1}
 
 
 def test_a_round_starts_from_the_last_frames_encoded_again(pipe):
     """Going on from the frames of the first round alone gives the second: nothing else is carried over."""
-    first, second = pipe.stream("a red 7 moves left", **GREEDY)
-    given, following = pipe.stream("a red 7 moves left", video=first, seconds=17 / 6.5, top_k=1)
-    np.testing.assert_array_equal(given, first[-5:])
-    np.testing.assert_array_equal(following, second)
-    [blank, other] = pipe.stream("a red 7 moves left", video=np.zeros_like(first), seconds=17 / 6.5, top_k=1)
-    assert (other != second).any() and not blank.any()
+    video = pipe(PROMPT, seconds=SECONDS, top_k=1)
+    first, second = video[:17], video[17:]
+    again = pipe(PROMPT, video=first, seconds=CLIP, top_k=1)
+    np.testing.assert_array_equal(again[:5], first[-5:])
+    np.testing.assert_array_equal(again[5:], second)
+    other = pipe(PROMPT, video=np.zeros_like(first), seconds=CLIP, top_k=1)
+    assert (other[5:] != second).any() and not other[:5].any()
+
+
+@pytest.mark.parametrize("continuation", ["reencode", "anchor", "ids", "window"])
+def test_what_a_round_starts_from(continuation, pipe):
+    """The second and third rounds, made by hand from the ids and frames before them; a clip has 5 latent frames."""
+    options = dict(seconds=43 / 6.5, top_k=1, continuation=continuation, window_latents=2)
+    generator = pipe._generator
+    request, _ = pipe._request(PROMPT, 0, None, None, options)
+    pieces = list(generator.roll_out(request))
+    ids, frames = np.concatenate([p.ids for p in pieces]), np.concatenate([p.frames[0] for p in pieces])
+    encode, decode = generator.tokenizer.encode, generator.tokenizer.decode
+    assert len(frames) == 43 and ids.shape == (12, 4, 4)
+    shown = 17
+    for first in (5, 8) if continuation != "window" else (5, 7, 9):
+        if continuation == "reencode":
+            known = encode(frames[shown - 5 : shown])
+        elif continuation == "anchor":
+            known = encode(np.concatenate([frames[:1], frames[shown - 4 : shown]]))
+        elif continuation == "ids":
+            known = ids[first - 2 : first]
+        else:
+            known = ids[[0, first - 2, first - 1]]
+        clip = generator._clip_sampler(request).sample(
+            request.texts[0], known[None], [jax.random.key(0)], 5 - len(known)
+        )
+        new = np.concatenate([np.asarray(frame) for frame in clip])[: len(ids) - first]
+        np.testing.assert_array_equal(ids[first : first + len(new)], new)
+        if continuation in ("reencode", "anchor"):
+            clip = decode(np.concatenate([known, new]))[5:]
+            np.testing.assert_array_equal(frames[shown : shown + len(clip)], clip)
+        shown += 4 * len(new)
+    if continuation in ("ids", "window"):
+        np.testing.assert_allclose(frames.astype(int), decode(ids)[:43], atol=1)
 
 
 def test_rounds_that_continue_have_rules_of_their_own(pipe):
     """A first clip at random, then rounds that always take the likeliest id: another seed may only change the first."""
     options = dict(seconds=SECONDS, temperature=2.0, continuation_temperature=1e-6)
-    first, second = pipe.stream("a red 7 moves left", seed=1, **options)
-    assert (first != pipe("a red 7 moves left", seed=2, seconds=17 / 6.5, temperature=2.0)).any()
-    _, greedy = pipe.stream("a red 7 moves left", video=first, seconds=17 / 6.5, top_k=1)
-    np.testing.assert_array_equal(second, greedy)
-    _, guided = pipe.stream("a red 7 moves left", seed=1, **options, continuation_guidance_scale=8.0)
-    assert (guided != second).any()
+    video = pipe(PROMPT, seed=1, **options)
+    assert (video[:17] != pipe(PROMPT, seed=2, seconds=CLIP, temperature=2.0)).any()
+    greedy = pipe(PROMPT, video=video[:17], seconds=CLIP, top_k=1)
+    np.testing.assert_array_equal(video[17:], greedy[5:])
+    guided = pipe(PROMPT, seed=1, **options, continuation_guidance_scale=8.0)
+    assert (guided[17:] != video[17:]).any()
+
+
+def test_a_text_holds_from_its_second_on(pipe):
+    """Up to there the video is that of the first text, then what the second makes of its last frames."""
+    script = [(0, PROMPT), (9 / 6.5, "a blue 3 moves up")]
+    video = pipe(script, seconds=20 / 6.5, top_k=1)
+    np.testing.assert_array_equal(video[:9], pipe(PROMPT, seconds=9 / 6.5, top_k=1))
+    following = pipe("a blue 3 moves up", video=video[:9], seconds=16 / 6.5, top_k=1)
+    np.testing.assert_array_equal(video[9:], following[5:])
+    assert (video != pipe(PROMPT, seconds=20 / 6.5, top_k=1)).any()
+    both = pipe([script, [(0, "a green 1"), (9 / 6.5, "a red 2")]], seconds=20 / 6.5, top_k=1)
+    np.testing.assert_allclose(both[0].astype(int), video.astype(int), atol=1)
+
+
+def test_a_negative_prompt_takes_the_place_of_the_null_text(pipe):
+    options = dict(seconds=1, top_k=1, guidance_scale=4.0)
+    plain = pipe(PROMPT, **options)
+    assert (pipe(PROMPT, negative_prompt="a blue 3", **options) != plain).any()
+    # Away from the prompt itself there is nothing to guide to.
+    same = pipe(PROMPT, negative_prompt=PROMPT, **options)
+    np.testing.assert_array_equal(same, pipe(PROMPT, seconds=1, top_k=1))
 
 
 def test_a_video_does_not_depend_on_its_batch(pipe):
     alone = pipe("a blue 3 moves up", seed=8, seconds=SECONDS)
-    both = pipe(["a red 7 moves left", "a blue 3 moves up"], seed=7, seconds=SECONDS)
+    both = pipe([PROMPT, "a blue 3 moves up"], seed=7, seconds=SECONDS)
     assert both.shape == (2, 29, 32, 32, 3) and (both[0] != both[1]).any()
     # The same ids; sums of another batch size are rounded otherwise.
     np.testing.assert_allclose(both[1].astype(int), alone.astype(int), atol=1)
@@ -65,7 +154,7 @@ def test_a_video_does_not_depend_on_its_batch(pipe):
 
 def test_an_image_is_the_first_frame(pipe):
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    video = pipe("a red 7 moves left", image=image, seconds=1)
+    video = pipe(PROMPT, image=image, seconds=1)
     assert len(video) == round(6.5)
     np.testing.assert_array_equal(video[0], image)
 
@@ -79,12 +168,19 @@ def test_a_prompt_that_is_not_read_to_its_end_says_so(pipe):
     ("prompt", "options", "message"),
     [
         ("", {}, "must be some text"),
-        ([], {}, "must be some text"),
+        ([], {}, "must be one or more"),
         ([None], {}, "must be some text"),
+        ([(1, "a 7")], {}, "begin with 0 and grow"),
+        ([(0, "a 7"), (0, "a 3")], {}, "begin with 0 and grow"),
+        ([(0, "a 7"), (float("nan"), "a 3")], {}, "begin with 0 and grow"),
+        ([(0, "a 7"), (2, " ")], {}, "must be some text"),
+        (["a 7", [(0, "a 7"), (2, "a 3")]], {}, "change at the same seconds"),
         ("a 7", {"secs": 1}, "secs is not a sampling option: use .*seconds"),
         ("a 7", {"seconds": 0}, "seconds=0"),
         ("a 7", {"reencode_frames": 17}, "reencode_frames=17 leaves no room"),
         ("a 7", {"reencode_frames": 6}, "1 [+] a multiple of 4"),
+        ("a 7", {"continuation": "window"}, "window_latents=8 leaves no room"),
+        ("a 7", {"negative_prompt": "a 3"}, "needs a guidance_scale above 1"),
         ("a 7", {"image": np.zeros((16, 16, 3), np.uint8)}, "model's frames are uint8"),
         ("a 7", {"image": np.zeros((32, 32, 3))}, "got float64"),
         ("a 7", {"image": np.zeros((32, 32, 3), np.uint8), "video": np.zeros((5, 32, 32, 3), np.uint8)}, "not both"),
@@ -92,4 +188,11 @@ def test_a_prompt_that_is_not_read_to_its_end_says_so(pipe):
 )
 def test_what_cannot_be_sampled_is_refused(pipe, prompt, options, message):
     with pytest.raises((ValueError, ConfigError), match=message):
-        pipe(prompt, **options)
+        pipe.stream(prompt, **options)
+
+
+def test_a_clip_longer_than_the_model_was_made_for_is_refused():
+    job = dataclasses.replace(JOB, model=dataclasses.replace(JOB.model, max_length=80))
+    pipe = Pipeline(job, None, VideoTokenizer(DEBUG_TOKENIZER, None))
+    with pytest.raises(ConfigError, match="need 91 places, but the model was made for 80"):
+        pipe.stream(PROMPT)

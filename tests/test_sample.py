@@ -19,7 +19,7 @@ from loong_jax.config import (
 from loong_jax.data.prompts import read_prompts
 from loong_jax.pipeline import Pipeline
 from loong_jax.sample import run_sample
-from loong_jax.sampling.long_video import Generator
+from loong_jax.sampling.long_video import Generator, Piece
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.video import read_video, write_image, write_video
 
@@ -35,13 +35,15 @@ def pixels(seed: int, first: int, count: int) -> np.ndarray:
 
 @pytest.fixture
 def rolled_out(monkeypatch) -> list:
-    """Without a model: rounds of five frames. Holds the texts of every call."""
+    """Without a model: five frames at a time. Holds the requests."""
     calls = []
 
-    def roll_out(self, texts, num_frames, seeds, sampling, start=None):
-        calls.append(texts)
-        for first in range(0, num_frames, 5):
-            yield np.stack([pixels(seed, first, min(5, num_frames - first)) for seed in seeds])
+    def roll_out(self, request):
+        calls.append(request)
+        given = 0 if request.start is None else request.start.shape[1]
+        for first in range(given, request.num_frames, 5):
+            count = min(5, request.num_frames - first)
+            yield Piece(None, np.stack([pixels(seed, first, count) for seed in request.seeds]))
 
     monkeypatch.setattr(Generator, "roll_out", roll_out)
     return calls
@@ -68,7 +70,7 @@ def test_every_prompt_has_its_files(pipe, rolled_out, tmp_path, capsys):
         sampling=TWO_SECONDS,
     )
     files = run_sample(job, tmp_path)
-    assert [len(texts) for texts in rolled_out] == [2, 1]
+    assert [len(request.seeds) for request in rolled_out] == [2, 1]
     names = ["00_a_red_7_seed2", "01_a_blue_3_seed3", "02_ein_gr_nes_seed4"]
     folder = tmp_path / "samples"
     kinds = (".mp4", ".gif", ".png", "")
@@ -88,10 +90,10 @@ def test_every_prompt_has_its_files(pipe, rolled_out, tmp_path, capsys):
 def test_what_is_written_is_kept_when_a_later_one_fails(pipe, monkeypatch, tmp_path):
     whole = Generator.roll_out
 
-    def failing(self, texts, num_frames, seeds, sampling, start=None):
-        for frames in whole(self, texts, num_frames, seeds, sampling, start):
-            yield frames
-            if 1 in seeds:
+    def failing(self, request):
+        for piece in whole(self, request):
+            yield piece
+            if 1 in request.seeds:
                 raise RuntimeError("out of memory")
 
     monkeypatch.setattr(Generator, "roll_out", failing)
@@ -135,8 +137,8 @@ FRAME = np.zeros((32, 32, 3), np.uint8)
 # What a user may give for each argument: possible values, then impossible ones.
 VALUES = {
     "prompt": (
-        ["a red 7", ["a", "b"], "x" * 200_000, "\x00", "日本語 🐉", "|", ["a"] * 5],
-        ["", "  \n", [], None, 7, b"bytes", ["a", ""], ["a", None], "\udcff", {"a": 1}, [["a"]], float("nan")],
+        ["a red 7", ["a", "b"], "x" * 200_000, "\x00", "日本語 🐉", "|", ["a"] * 5, [(0, "a"), (1, "b")], [[(0, "a")]]],
+        ["", "  \n", [], None, 7, b"bytes", ["a", ""], ["a", None], "\udcff", {"a": 1}, [["a"]], [(1, "a")], [(0, 1)]],
     ),
     "seed": ([0, 1, 2**31 - 9, np.int64(3)], [-1, 2**31, 2**80, 1.5, "1", None, True, float("nan")]),
     "seconds": ([1, 0.01, np.float32(2), 3.5], [0, -1, 1e9, float("nan"), float("inf"), "60", None, [1], True, 1j]),
@@ -145,7 +147,8 @@ VALUES = {
     "top_p": ([0.5, 1, 1e-9], [0, 1.1, -1, float("nan"), "0.9", None]),
     "min_p": ([0, 0.5, 1.0], [-0.1, 1.1, float("nan"), "0", None]),
     "guidance_scale": ([1, 3.5, 100.0], [0.5, -1, float("nan"), float("inf"), "2", None]),
-    "reencode_frames": ([1, 5, 9], [0, -5, 1.0, "5", None, True]),
+    "reencode_frames": ([1, 5, 9], [0, -5, 6, 17, 1.0, "5", None, True]),
+    "continuation": (["ids", "anchor", "reencode"], ["window", "none", "", 1, None]),  # a window of 8 in clips of 5
     "image": (
         [FRAME],
         [
@@ -198,7 +201,8 @@ def test_a_hundred_hostile_calls(seed, pipe, rolled_out):
                 video = pipe(**call)
                 shape = (max(1, round(float(call["seconds"]) * 6.5)), 32, 32, 3)
                 assert video.dtype == np.uint8
-                assert video.shape == (shape if isinstance(call["prompt"], str) else (len(call["prompt"]), *shape))
+                is_batch = isinstance(call["prompt"], list) and not isinstance(call["prompt"][0], tuple)
+                assert video.shape == ((len(call["prompt"]), *shape) if is_batch else shape)
                 continue
             with pytest.raises(ValueError) as error:
                 pipe(**call)

@@ -5,7 +5,7 @@ import math
 import numbers
 from collections.abc import Callable
 
-from loong_jax.config.checks import require, require_positive
+from loong_jax.config.checks import require, require_choice, require_not_negative, require_positive
 
 # One number for the whole clip, or a tuple with one for each latent frame, of which the last holds on.
 Schedule = float | tuple[float, ...]
@@ -30,7 +30,12 @@ class SamplingConfig:
     guidance_scale: Schedule = 1.0  # 1: no guidance
     # Divides the odds of the code at the same place of the latent frame before: above 1 against videos that freeze.
     repetition_penalty: Schedule = 1.0
-    reencode_frames: int = 5  # pixel frames carried into the next round
+    negative_prompt: str = ""  # what guidance leads away from, in place of the null text
+    # What a round starts from (sampling/continuation.py): "reencode", "anchor", "ids" or "window".
+    continuation: str = "reencode"
+    reencode_frames: int = 5  # pixel frames carried into the next round; of "ids" those whose ids are
+    sink_latents: int = 1  # of "window": latent frames from the video's beginning
+    window_latents: int = 8  # and from its end so far
     # Of the rounds that continue a video, where errors add up; 0: those above.
     continuation_temperature: Schedule = 0.0
     continuation_guidance_scale: Schedule = 0.0
@@ -50,7 +55,9 @@ class SamplingConfig:
         return any(scale != 1 for own in (self, self.continuing) for scale in by_frame(own.guidance_scale))
 
     def __post_init__(self):
-        require_positive(self, "seconds", "reencode_frames")
+        require_positive(self, "seconds", "reencode_frames", "window_latents")
+        require_not_negative(self, "sink_latents")
+        require_choice("sampling.continuation", self.continuation, ("reencode", "anchor", "ids", "window"))
         require(self.seconds <= _LONGEST, "sampling.seconds", self.seconds, f"at most {_LONGEST}, a day")
         self._require("temperature", lambda value: value > 0, "greater than 0")
         self._require("top_k", lambda value: value >= 0, "at least 0", numbers.Integral)

@@ -58,14 +58,8 @@ def make_decoder(
 
     Raises:
         ConfigError: the mesh does not divide the rows or heads.
-        ValueError: prompt and codes are longer than the model's max_length.
     """
     slots = prompt_slots + max_steps
-    if slots > config.max_length:
-        raise ValueError(
-            f"A prompt of {prompt_slots} and {max_steps} video ids need {slots} places, but the model was made for "
-            f"{config.max_length}: use a shorter clip or prompt."
-        )
     graphdef, _ = transformer.abstract_params(config)
     rows = batch * (2 if is_guided else 1)
     dtype = transformer.compute_dtype(config)

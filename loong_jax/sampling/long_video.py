@@ -1,141 +1,151 @@
-"""Video of any length: rounds of one clip each, every round starting from the re-encoded last frames of the one before.
-
-Re-encoding (Loong section 3.4): ids from the middle of a clip were made with knowledge of the frames before them, so
-they are not what a clip starts with. The last frames are therefore decoded to pixels and encoded again as if a clip
-began there, and the model continues from the text and these ids.
-"""
+"""Video of any length: rounds of one clip each, every one starting from what ``continuation`` keeps of those before."""
 
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int, UInt8
 
 from loong_jax import sharding
 from loong_jax.config import ConfigError, SamplingConfig, TransformerConfig
-from loong_jax.data.sequences import places, prompt_ids
-from loong_jax.sampling.decode import make_decoder
-from loong_jax.sampling.logits import rules_of
+from loong_jax.sampling.clip_sampler import ClipSampler, ClipShape
+from loong_jax.sampling.continuation import History
+from loong_jax.sampling.decode import Decoder, make_decoder
+from loong_jax.sampling.rounds import Round, most_kept, plan_rounds
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.vocab import LatentGrid, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
+class Request:
+    """Videos to sample together."""
+
+    texts: list[list[list[int]]]  # ids of every prompt [segment][video]
+    seeds: list[int]  # a prompt and its seed give the same video whatever else is in the batch
+    num_frames: int  # of every video, with those of ``start``
+    sampling: SamplingConfig
+    negative: list[int] | None = None  # ids of the text to stay away from, with guidance; None: the null text
+    changes: tuple[int, ...] = ()  # frames from which on the second, third, ... segment's texts are shown
+    start: UInt8[np.ndarray, "b t height width 3"] | None = None  # 1 + m x temporal_factor frames to go on from
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One latent frame of every video, and the frames that it stands for."""
+
+    ids: Int[np.ndarray, "b h w"]
+    frames: UInt8[np.ndarray, "b t height width 3"]
+
+
 class Generator:
     """A language model and its tokenizer, ready to roll out clips of ``grid``."""
 
-    model: TransformerConfig
-    params: Any
-    tokenizer: VideoTokenizer
-    grid: LatentGrid  # of the clips the model was trained on
-    max_text_ids: int
-    mesh: Mesh
-
-    def roll_out(
+    def __init__(
         self,
-        texts: list[list[int]],
-        num_frames: int,
-        seeds: list[int],
-        sampling: SamplingConfig,
-        start: np.ndarray | None = None,
-    ) -> Iterator[np.ndarray]:
-        """Sample one video per text, yielding the new frames of each round, uint8 [batch, frames, height, width, 3].
+        model: TransformerConfig,
+        params: Any,
+        tokenizer: VideoTokenizer,
+        grid: LatentGrid,
+        max_text_ids: int,
+        mesh: Mesh,
+    ):
+        """Wrap a model.
 
         Args:
-            texts: ids of each prompt.
-            num_frames: frames of the whole video; the last round is cut to it.
-            seeds: one per prompt; a prompt and its seed give the same video whatever else is in the batch.
-            start: frames to continue from, uint8 [batch, 1 + m x temporal_factor, height, width, 3], not yielded again.
+            model: its architecture.
+            params: its parameters.
+            tokenizer: the one whose ids it was trained on.
+            grid: of the clips that it was trained on.
+            max_text_ids: of a prompt that it reads.
+            mesh: devices to sample on.
         """
-        config = self.tokenizer.config
-        kept_latents = config.latent_frames(sampling.reencode_frames)
-        if kept_latents >= self.grid.frames:
+        self.tokenizer, self.grid, self.max_text_ids = tokenizer, grid, max_text_ids
+        self._model, self._params, self._mesh = model, params, mesh
+        self._decoders: dict[ClipShape, Decoder] = {}
+        self._prepared = None
+
+    def check(self, request: Request) -> None:
+        """Raise a ``ConfigError`` where it is impossible; nothing is compiled for that."""
+        self._plan(request)
+        self._decoder(request)
+
+    def _plan(self, request: Request) -> Iterator[Round]:
+        num_given = 0 if request.start is None else request.start.shape[1]
+        return plan_rounds(
+            request.sampling, self.tokenizer.config, self.grid.frames, request.num_frames, num_given, request.changes
+        )
+
+    def roll_out(self, request: Request) -> Iterator[Piece]:
+        """Sample the videos, a latent frame at a time; the last one's frames are cut to ``num_frames``."""
+        history = History(request.sampling, self.tokenizer)
+        decoder, shown = _PixelDecoder(self.tokenizer), 0
+        if request.start is not None:
+            shown, ids = request.start.shape[1], self.tokenizer.encode(request.start)
+            history.add(ids, request.start)
+            decoder.start_from(ids)
+        sampler = self._clip_sampler(request)
+        for part in self._plan(request):
+            known = history.start(part.num_kept) if part.num_kept else None
+            if known is not None and history.is_of_pixels:
+                decoder.start_from(known)
+            keys = [jax.random.fold_in(jax.random.key(seed), part.index) for seed in request.seeds]
+            source = sampler.sample(request.texts[part.segment], known, keys, part.num_new)
+            for piece in decoder.decode(source):
+                history.add(piece.ids[:, None], piece.frames)
+                yield Piece(piece.ids, piece.frames[:, : request.num_frames - shown])
+                shown += piece.frames.shape[1]
+
+    def _clip_sampler(self, request: Request) -> ClipSampler:
+        shape, decoder = self._decoder(request)
+        if self._prepared is None:
+            self._prepared = decoder.prepare(self._params)
+        vocabulary = Vocabulary(self._model.num_text_ids, self._model.num_video_ids)
+        rope, rules = self._model.rope, request.sampling
+        return ClipSampler(shape, decoder, self._prepared, vocabulary, rope, rules, request.negative)
+
+    def _decoder(self, request: Request) -> tuple[ClipShape, Decoder]:
+        """The compiled functions for such requests, which are kept for later ones."""
+        batch = len(request.seeds)
+        batch += -batch % sharding.num_parts(self._mesh, "batch")  # the devices share the rows evenly
+        most = most_kept(request.sampling, self.tokenizer.config)
+        shape = ClipShape(self.grid, batch, request.sampling.is_guided, self.max_text_ids, most)
+        if shape.length > self._model.max_length:
             raise ConfigError(
-                f"sampling.reencode_frames={sampling.reencode_frames} leaves no room for new frames in a clip of "
-                f"{config.pixel_frames(self.grid.frames)}: choose fewer."
+                f"A prompt of {shape.max_text_ids} ids and a clip of {shape.grid.num_ids} need {shape.length} places, "
+                f"but the model was made for {self._model.max_length}: use a shorter clip or prompt."
             )
-        clips = _ClipSampler(self, texts, sampling, kept_latents)
-        done, prefix = 0, start
-        for round_id in range(10**9):
-            keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), round_id) for seed in seeds])
-            known = None if prefix is None else self.tokenizer.encode(prefix)
-            video = self.tokenizer.decode(clips.sample(known, keys))
-            new = video if prefix is None else video[:, prefix.shape[1] :]
-            yield new[:, : num_frames - done]
-            done += new.shape[1]
-            if done >= num_frames:
-                return
-            prefix = video[:, -sampling.reencode_frames :]
-
-
-class _ClipSampler:
-    """Samples the ids of one clip per prompt; compiled once for all rounds."""
-
-    def __init__(self, generator: Generator, texts: list[list[int]], sampling: SamplingConfig, kept_latents: int):
-        self._grid, self._rope = generator.grid, generator.model.rope
-        self._vocabulary = Vocabulary(generator.model.num_text_ids, generator.model.num_video_ids)
-        is_guided = sampling.is_guided
-        # The devices share the rows evenly: the last prompt is repeated until they do.
-        self._padding = -len(texts) % sharding.num_parts(generator.mesh, "batch")
-        texts = texts + self._padding * texts[-1:]
-        self._prompts = [
-            prompt_ids(ids, self._vocabulary)
-            for text in texts
-            for ids in ([text[: generator.max_text_ids], None] if is_guided else [text[: generator.max_text_ids]])
-        ]
-        self._repeats = 2 if is_guided else 1
-        num_markers = 3
-        self._prompt_slots = generator.max_text_ids + num_markers + kept_latents * self._grid.ids_per_frame
-        self._decoder = make_decoder(
-            generator.model,
-            generator.mesh,
-            batch=len(texts),
-            is_guided=is_guided,
-            prompt_slots=self._prompt_slots,
-            max_steps=self._grid.num_ids,
-            frame_steps=self._grid.ids_per_frame,
-        )
-        self._rules = [rules_of(sampling, is_continuing, self._grid.frames) for is_continuing in (False, True)]
-        self._params = self._decoder.prepare(generator.params)
-        self._cache = self._decoder.new_cache()
-
-    def sample(self, known: np.ndarray | None, keys: jax.Array) -> np.ndarray:
-        """Ids [batch, frames, h, w] of a clip whose first latent frames are ``known`` [batch, n, h, w]."""
-        batch, rules = len(keys), self._rules[known is not None]
-        if known is None:
-            known = np.zeros((batch, 0, self._grid.height, self._grid.width), np.int32)
-        known = np.pad(known.reshape(batch, -1), ((0, self._padding), (0, 0)), mode="edge")
-        keys = keys[np.minimum(np.arange(batch + self._padding), batch - 1)]
-        num_steps, num_known = self._grid.ids_per_frame, known.shape[1] // self._grid.ids_per_frame
-        rows = (self._vocabulary.video_start + known).repeat(self._repeats, axis=0)
-        tokens, positions, valid, following = self._left_padded(
-            [[*prompt, *row] for prompt, row in zip(self._prompts, rows, strict=True)]
-        )
-        cache, logits, codes = self._decoder.prefill(self._params, self._cache, tokens, positions, valid)
-        frames = [known]
-        for index, rule in enumerate(rules[num_known:]):
-            cache, logits, codes = self._decoder.decode(
-                self._params, cache, logits, codes, following, index * num_steps, num_steps, keys, rule
+        if shape not in self._decoders:
+            self._decoders[shape] = make_decoder(
+                self._model,
+                self._mesh,
+                batch=batch,
+                is_guided=shape.is_guided,
+                prompt_slots=shape.prompt_slots,
+                max_steps=shape.grid.num_ids,
+                frame_steps=shape.grid.ids_per_frame,
             )
-            frames.append(codes)
-        self._cache = cache
-        codes = np.concatenate(frames, axis=1)
-        return codes[:batch].reshape(batch, self._grid.frames, self._grid.height, self._grid.width)
+        return shape, self._decoders[shape]
 
-    def _left_padded(self, sequences: list[list[int]]) -> tuple[np.ndarray, ...]:
-        """Tokens, positions and validity [rows, prompt_slots], and the positions [rows, steps] that follow each row."""
-        tokens = np.full((len(sequences), self._prompt_slots), self._vocabulary.special("pad"), np.int32)
-        valid = np.zeros_like(tokens, bool)
-        positions, following = [], []
-        for row, (sequence, prompt) in enumerate(zip(sequences, self._prompts, strict=True)):
-            tokens[row, -len(sequence) :] = sequence
-            valid[row, -len(sequence) :] = True
-            every = places(len(prompt), self._grid, self._rope)
-            before = [(self._prompt_slots - len(sequence), 0)] + [(0, 0)] * (every.ndim - 1)
-            positions.append(np.pad(every[: len(sequence)], before))
-            steps = np.arange(len(sequence), len(sequence) + self._grid.num_ids)
-            following.append(every[np.minimum(steps, len(every) - 1)])
-        return tokens, np.stack(positions), valid, np.stack(following)
+
+class _PixelDecoder:
+    """Latent frames of one video after another to pixels."""
+
+    def __init__(self, tokenizer: VideoTokenizer):
+        self._tokenizer, self._past = tokenizer, None
+
+    def start_from(self, ids: Int[np.ndarray, "b n h w"]) -> None:
+        """Begin another video, of which the frames of ``ids`` are not wanted."""
+        _, self._past = self._tokenizer.decode_chunk(ids)
+
+    def decode(self, source: Iterator[Int[jax.Array, "b h w"]]) -> Iterator[Piece]:
+        """Latent frames and their pixels, which are decoded while the next latent frame is sampled."""
+        ahead = next(source, None)
+        while ahead is not None:
+            ids = np.asarray(ahead)
+            # Before the next is asked for: a device works in order.
+            frames, self._past = self._tokenizer.start_decoding(ids[:, None], self._past)
+            ahead = next(source, None)
+            yield Piece(ids, frames())

@@ -1,7 +1,7 @@
 """The public face of the tokenizer: videos of any length and size to ids and back, in constant memory."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,17 +160,22 @@ class VideoTokenizer:
         factor = self.config.spatial_factor
         tiling = self._tiling(video.shape[2] // factor, video.shape[3] // factor)
         tiles, past = self._by_rows(self._encode, tiling.cut(video, factor), past, 1)
-        return tiling.join_ids(tiles), past
+        return tiling.join_ids(_fetched(tiles)), past
 
     def decode_chunk(self, ids: Int[np.ndarray, "b t h w"], past: Any = None) -> tuple[np.ndarray, Any]:
         """uint8 frames of the next ids of a video, and what to remember of them; for ``past`` see ``encode_chunk``.
 
         So the last frames of a video, say to encode them again, are decoded without those before.
         """
+        frames, past = self.start_decoding(ids, past)
+        return frames(), past
+
+    def start_decoding(self, ids: Int[np.ndarray, "b t h w"], past: Any = None) -> tuple[Callable[[], np.ndarray], Any]:
+        """``decode_chunk`` that does not wait: the frames are there when they are called for."""
         tiling = self._tiling(*ids.shape[2:])
         factor = self.config.spatial_factor
         tiles, past = self._by_rows(self._decode, tiling.cut(ids, 1), past, factor)
-        return tiling.join_frames(tiles, factor), past
+        return lambda: tiling.join_frames(_fetched(tiles), factor), past
 
     def _tiling(self, height: int, width: int) -> Tiling:
         size = max(height, width) if self.frame_size is None else self.config.latent_size(self.frame_size)
@@ -184,16 +189,20 @@ class VideoTokenizer:
         rows = _PIXELS // ((1 + factor * _CHUNK) * pixels)
         return max(1, min(_ROWS, rows)), max(1, min(_CHUNK, _PIXELS // (factor * pixels)))
 
-    def _by_rows(self, function, rows: np.ndarray, past: Any, scale: int) -> tuple[np.ndarray, Any]:
-        """Apply ``function`` to some videos or tiles at a time; ``scale`` x their height and width are pixels."""
+    def _by_rows(self, function, rows: np.ndarray, past: Any, scale: int) -> tuple[list, Any]:
+        """Apply ``function`` to some videos or tiles at a time; ``scale`` x their height and width are pixels.
+
+        What it returns of the last ones is still being computed.
+        """
         together, _ = self._at_once(rows.shape[2] * scale, rows.shape[3] * scale)
         outputs, pasts = [], []
         for index, start in enumerate(range(0, len(rows), together)):
             row_past = None if past is None else past[index]
+            outputs = [np.asarray(done) for done in outputs]
             done, row_past = function(self.params, rows[start : start + together], row_past)
-            outputs.append(np.asarray(done))
+            outputs.append(done)
             pasts.append(row_past)
-        return np.concatenate(outputs), pasts
+        return outputs, pasts
 
 
 def load_job(workdir: str | Path) -> TokenizerJob:
@@ -213,6 +222,10 @@ def _pieces(frames: np.ndarray, length: int) -> Iterator[np.ndarray]:
     yield frames[:, : 1 + length]
     for start in range(1 + length, frames.shape[1], length):
         yield frames[:, start : start + length]
+
+
+def _fetched(outputs: list) -> np.ndarray:
+    return np.concatenate([np.asarray(done) for done in outputs])
 
 
 def _joined(held: np.ndarray, piece: np.ndarray) -> np.ndarray:

@@ -1,0 +1,115 @@
+"""The ids of one clip for every prompt of a batch, a latent frame at a time."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from loong_jax.config import SamplingConfig
+from loong_jax.data.sequences import places, prompt_ids
+from loong_jax.sampling.decode import Decoder
+from loong_jax.sampling.logits import rules_of
+from loong_jax.vocab import LatentGrid, Vocabulary
+
+_NUM_MARKERS = 3  # begin_text, end_text, begin_video
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipShape:
+    """What a decoder is compiled for: clips of ``grid`` for ``batch`` prompts of at most ``max_text_ids``."""
+
+    grid: LatentGrid
+    batch: int
+    is_guided: bool  # two rows a prompt, of which the second has the text that is to be avoided
+    max_text_ids: int
+    max_known: int  # latent frames that a clip may start with
+
+    @property
+    def prompt_slots(self) -> int:
+        return self.max_text_ids + _NUM_MARKERS + self.max_known * self.grid.ids_per_frame
+
+    @property
+    def length(self) -> int:
+        """Ids of the longest sequence."""
+        return self.max_text_ids + _NUM_MARKERS + self.grid.num_ids
+
+
+class ClipSampler:
+    """Samples one clip after another in a cache of its own."""
+
+    def __init__(
+        self,
+        shape: ClipShape,
+        decoder: Decoder,
+        params: Any,
+        vocabulary: Vocabulary,
+        rope: str,
+        sampling: SamplingConfig,
+        negative: list[int] | None,
+    ):
+        """Start with an empty cache.
+
+        Args:
+            shape: what ``decoder`` was made for.
+            decoder: prefills and decodes.
+            params: the model's, as the decoder prepares them.
+            vocabulary: where video codes lie.
+            rope: ``model.rope``.
+            sampling: the rules.
+            negative: with guidance, ids of the text to stay away from; None is the null text.
+        """
+        self._shape, self._decoder, self._params = shape, decoder, params
+        self._vocabulary, self._rope, self._negative = vocabulary, rope, negative
+        self._rules = [rules_of(sampling, is_continuing, shape.grid.frames) for is_continuing in (False, True)]
+        self._cache = decoder.new_cache()
+
+    def sample(
+        self, texts: list[list[int]], known: Int[np.ndarray, "b n h w"] | None, keys: list[jax.Array], num_new: int
+    ) -> Iterator[Int[jax.Array, "b h w"]]:
+        """``num_new`` latent frames of a clip that starts with ``known``, or of one at the beginning of a video.
+
+        A frame is yielded as soon as its computation has been started. Fewer prompts than the shape has are made up for
+        with copies of the last.
+        """
+        grid, batch = self._shape.grid, len(texts)
+        rules = self._rules[known is not None]
+        num_known = 0 if known is None else known.shape[1]
+        known = np.zeros((batch, 0), np.int32) if known is None else known.reshape(batch, -1)
+        of = np.minimum(np.arange(self._shape.batch), batch - 1)
+        sequences = []
+        for index in of:
+            for text in [texts[index], self._negative][: 2 if self._shape.is_guided else 1]:
+                sequences.append((self._prompt(text), self._vocabulary.video_start + known[index]))
+        tokens, positions, valid, following = self._left_padded(sequences)
+        keys, steps = jnp.stack([keys[index] for index in of]), grid.ids_per_frame
+        cache, logits, codes = self._decoder.prefill(self._params, self._cache, tokens, positions, valid)
+        for index, rule in enumerate(rules[num_known : num_known + num_new]):
+            cache, logits, codes = self._decoder.decode(
+                self._params, cache, logits, codes, following, index * steps, steps, keys, rule
+            )
+            self._cache = cache
+            yield codes[:batch].reshape(batch, grid.height, grid.width)
+
+    def _prompt(self, text: list[int] | None) -> list[int]:
+        return prompt_ids(None if text is None else text[: self._shape.max_text_ids], self._vocabulary)
+
+    def _left_padded(self, sequences: list[tuple[list[int], Int[np.ndarray, " n"]]]) -> tuple[np.ndarray, ...]:
+        """Tokens, positions and validity [rows, prompt_slots], and the positions [rows, steps] that follow each row."""
+        slots, grid = self._shape.prompt_slots, self._shape.grid
+        tokens = np.full((len(sequences), slots), self._vocabulary.special("pad"), np.int32)
+        valid = np.zeros_like(tokens, bool)
+        positions, following = [], []
+        for row, (prompt, known) in enumerate(sequences):
+            length = len(prompt) + len(known)
+            tokens[row, -length:] = [*prompt, *known]
+            valid[row, -length:] = True
+            every = places(len(prompt), grid, self._rope)
+            before = [(slots - length, 0)] + [(0, 0)] * (every.ndim - 1)
+            positions.append(np.pad(every[:length], before))
+            steps = np.arange(length, length + grid.num_ids)
+            following.append(every[np.minimum(steps, len(every) - 1)])
+        return tokens, np.stack(positions), valid, np.stack(following)

@@ -1,0 +1,79 @@
+"""How many latent frames every round of a long video starts from and samples: pure integers."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from loong_jax.config import ConfigError, SamplingConfig, TokenizerConfig, require
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One clip of the model: ``num_kept`` latent frames that it starts from, then ``num_new`` that are sampled."""
+
+    index: int
+    segment: int  # which of the texts it shows
+    num_kept: int
+    num_new: int
+
+
+def plan_rounds(
+    sampling: SamplingConfig,
+    tokenizer: TokenizerConfig,
+    clip_frames: int,
+    num_frames: int,
+    num_given: int = 0,
+    changes: tuple[int, ...] = (),
+) -> Iterator[Round]:
+    """The rounds of a video; one ends where its clip is full, its text changes, or the video is long enough.
+
+    Args:
+        sampling: says what a round keeps of the one before.
+        tokenizer: how many frames a latent frame stands for.
+        clip_frames: latent frames of the clips that the model was trained on.
+        num_frames: frames of the whole video; what the last latent frame has too many is for the caller to cut.
+        num_given: frames that the video begins with, 1 + a multiple of the temporal factor, or none.
+        changes: frames from which on the second, third, ... text is shown, in order.
+
+    Raises:
+        ConfigError: a round would have no room for new frames.
+    """
+    most = most_kept(sampling, tokenizer)
+    if most >= clip_frames:
+        frames = tokenizer.pixel_frames(clip_frames)
+        if sampling.continuation == "window":
+            field, value = "window_latents", sampling.window_latents
+        else:
+            field, value = "reencode_frames", sampling.reencode_frames
+        raise ConfigError(
+            f"sampling.{field}={value} leaves no room for new frames in a clip of {frames}: choose fewer."
+        )
+    return _rounds(sampling, tokenizer, clip_frames, num_frames, num_given, changes)
+
+
+def most_kept(sampling: SamplingConfig, tokenizer: TokenizerConfig) -> int:
+    """Latent frames that a round starts from where the video is long enough."""
+    if sampling.continuation == "window":
+        return sampling.sink_latents + sampling.window_latents
+    frames, factor = sampling.reencode_frames, tokenizer.temporal_factor
+    require((frames - 1) % factor == 0, "sampling.reencode_frames", frames, f"it must be 1 + a multiple of {factor}")
+    return tokenizer.latent_frames(frames)
+
+
+def _rounds(sampling, tokenizer, clip_frames, num_frames, num_given, changes) -> Iterator[Round]:
+    shown, index = num_given, 0
+    ends = [*changes, num_frames]
+    while shown < num_frames:
+        segment = sum(shown >= change for change in changes)
+        num_latents = tokenizer.latent_frames(shown) if shown else 0
+        num_kept = min(most_kept(sampling, tokenizer), num_latents)
+        missing = min(end for end in ends if end > shown) - shown
+        num_new = -(-missing // tokenizer.temporal_factor) if shown else _latents_of(missing, tokenizer)
+        num_new = min(num_new, clip_frames - num_kept)
+        yield Round(index, segment, num_kept, num_new)
+        shown = tokenizer.pixel_frames(num_latents + num_new)
+        index += 1
+
+
+def _latents_of(frames: int, tokenizer: TokenizerConfig) -> int:
+    """Latent frames at the start of a video that stand for at least so many frames."""
+    return 1 + -(-(frames - 1) // tokenizer.temporal_factor)
