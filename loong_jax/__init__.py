@@ -7,7 +7,7 @@ _PUBLIC = {
     "VideoTokenizer": "loong_jax.tokenizer.video_tokenizer",
     "Pipeline": "loong_jax.pipeline",
     "load": "loong_jax.pipeline",
-    "read_video": "loong_jax.video",
+    "read_video": "loong_jax.video_file",
     "write_video": "loong_jax.video",
 }
 __all__ = ["Pipeline", "VideoTokenizer", "load", "read_video", "write_video"]

@@ -98,7 +98,7 @@ def _benchmark(job: DemoJob, pipe: pipeline.Pipeline, samples: Path) -> dict:
         write_video(samples / "held_out_prompts.mp4", _mosaic(videos[:16]), pipe.fps)
     seconds = min(10.0, sampling.seconds)
     return {
-        "sampled": _shares(digit_benchmark(np.load(cached), scenes, pipe.fps, seconds)),
+        "sampled": _shares(digit_benchmark(np.load(cached, allow_pickle=False), scenes, pipe.fps, seconds)),
         "real": _shares(digit_benchmark(np.stack([e["video"] for e in examples]), scenes, pipe.fps, seconds)),
     }
 

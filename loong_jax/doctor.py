@@ -118,16 +118,16 @@ def try_apart(name: str, folder: Path, timeout: float) -> Finding:
     if result.returncode < 0:
         return _failed(part, f"the process was ended by {signal.Signals(-result.returncode).name}; it said: {last}")
     if result.returncode > 0:
-        return _failed(part, last, shell=" ".join(["python", *command[1:]]))
+        return _failed(part, last, again=" ".join(["python", *command[1:]]))
     return _judge_devices(last) if name == "devices" else Finding(part, "ok", last)
 
 
-def _failed(part: str, message: str, shell: str = "") -> Finding:
+def _failed(part: str, message: str, again: str = "") -> Finding:
     message = re.sub(
         r"^[\w.]+\.(\w+): ", r"\1: ", " ".join(message.split())[:500]
     )  # an error's name without its module
     mend = next((mend for symptom, mend in _MENDS.items() if re.search(symptom, message)), "")
-    return Finding(part, "broken", message, mend or (f"`{shell}` shows all of it" if shell else _REINSTALL))
+    return Finding(part, "broken", message, mend or (f"`{again}` shows all of it" if again else _REINSTALL))
 
 
 def _judge_devices(found: str) -> Finding:

@@ -14,7 +14,7 @@ from loong_jax.config import SampleJob, SamplingConfig
 from loong_jax.data.prompts import read_prompts
 from loong_jax.sample_files import SampleFiles
 from loong_jax.training.metrics import ProgressReport, say
-from loong_jax.video import VideoFile
+from loong_jax.video_file import VideoFile
 
 _REPORT_EVERY = 5.0  # seconds
 _LONGEST_NAME = 60

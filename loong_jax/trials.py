@@ -53,7 +53,8 @@ def decoders(folder: Path) -> str:
     import av
     import numpy as np
 
-    from loong_jax.video import read_video, write_video
+    from loong_jax.video import write_video
+    from loong_jax.video_file import read_video
 
     missing = [name for name in _CODECS if not {name, f"lib{name}", f"libdav1d-{name}"} & av.codecs_available]
     video = np.full((4, 64, 64, 3), 90, np.uint8)

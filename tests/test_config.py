@@ -17,6 +17,7 @@ from loong_jax.config import (
     EvaluateJob,
     LanguageModelJob,
     LossConfig,
+    MediaLimits,
     MeshConfig,
     OptimizerConfig,
     QuantizerConfig,
@@ -217,6 +218,10 @@ IMPOSSIBLE = [
     (TransformerConfig, {"rope": "2d"}, "model.rope", "2d", "'1d', '3d'"),
     (TransformerConfig, {"dropout": 1.0}, "model.dropout", 1.0, "[0, 1)"),
     (LanguageModelJob, {"accumulate": 3}, "accumulate", 3, "divide train.batch_size 256"),
+    *[
+        (MediaLimits, {field: 0}, field, 0, POSITIVE)
+        for field in ("max_pixels", "max_frames", "max_seconds", "max_mib")
+    ],
     (DoctorJob, {"timeout": 0.0}, "timeout", 0.0, POSITIVE),
     (DoctorJob, {"write_mib": 0}, "write_mib", 0, POSITIVE),
     *[

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "command_line": {"config", "config_dict"},
     "sharding": {"config"},
     "video": {"config"},
+    "video_file": {"config", "video"},
     "checksums": set(),
     "endings": set(),
     "checkpoint": {"checksums", "distributed"},
@@ -26,9 +27,9 @@ MAY_IMPORT = {
     "compiled": set(),
     "models": {"config", "sharding"},
     "tokenizer": {"config", "config_dict", "sharding", "checkpoint"},  # a VideoTokenizer loads itself
-    "data": {"config", "vocab", "video"},
+    "data": {"config", "vocab", "video", "video_file"},
     "sampling": SAMPLING,
-    "evaluation": SAMPLING | {"video"},
+    "evaluation": SAMPLING | {"video", "video_file"},
     "training": (SAMPLING | {"video", "evaluation", "chips", "endings"}) - {"sampling"},
 }
 TOP = {

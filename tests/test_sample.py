@@ -21,7 +21,8 @@ from loong_jax.pipeline import Pipeline
 from loong_jax.sample import run_sample
 from loong_jax.sampling.long_video import Generator, Piece
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
-from loong_jax.video import read_video, write_image, write_video
+from loong_jax.video import write_image, write_video
+from loong_jax.video_file import read_video
 
 JOB = LanguageModelJob(model=DEBUG_TRANSFORMER, data=DataConfig(frame_size=32, num_frames=17, max_text_ids=8))
 TWO_SECONDS = SamplingConfig(seconds=2.0)

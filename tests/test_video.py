@@ -6,7 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from loong_jax.video import VideoWriter, contact_sheet, read_video, write_image, write_video
+from loong_jax.video import VideoWriter, contact_sheet, write_image, write_video
+from loong_jax.video_file import read_video
 
 
 def _flat(values: list[int], size: int = 32) -> np.ndarray:

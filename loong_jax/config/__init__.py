@@ -20,6 +20,7 @@ from loong_jax.config.jobs import (
     TokenizeJob,
     TokenizerJob,
 )
+from loong_jax.config.media import MediaLimits
 from loong_jax.config.model import DEBUG_TRANSFORMER, TRANSFORMER_PRESETS, LossConfig, TransformerConfig
 from loong_jax.config.sampling import IntSchedule, SamplingConfig, Schedule, by_frame
 from loong_jax.config.sources import SourceName, is_tokens, parse_sources
@@ -57,6 +58,7 @@ __all__ = [
     "Job",
     "LanguageModelJob",
     "LossConfig",
+    "MediaLimits",
     "MeshConfig",
     "OptimizerConfig",
     "QuantizerConfig",

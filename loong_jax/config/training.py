@@ -3,6 +3,7 @@
 import dataclasses
 
 from loong_jax.config.checks import require, require_choice, require_not_negative, require_positive, require_share
+from loong_jax.config.media import MediaLimits
 from loong_jax.config.sources import parse_sources
 
 
@@ -46,6 +47,7 @@ class DataConfig:
     min_brightness: float = 0.0  # mean pixel of 255 under which a clip is black
     min_motion: float = 0.0  # mean change of a pixel between frames under which a clip is frozen
     max_bad_share: float = 0.1
+    limits: MediaLimits = MediaLimits()
     # Language model only: how the frozen tokenizer turns examples into ids, and how they become sequences.
     require_caption: bool = True  # pass over media without one
     cache_ids: bool = True  # encode all examples before training and keep the ids; False: each batch when it is needed

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from loong_jax.video import VideoFile
+from loong_jax.video_file import VideoFile
 
 # (key, a file or its content, caption); the key is unique.
 Clip = tuple[str, str | Path | bytes, str]

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from loong_jax.config import MediaLimits
 from loong_jax.data.bad_media import BadMedia, BadMedium
-from loong_jax.video import VideoFile, sample_frames
+from loong_jax.video_file import TooLarge, VideoFile, sample_frames
+
+MOST_CAPTION = 2**16  # characters or bytes of a caption that are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Clips:
         min_brightness: float = 0.0,
         min_motion: float = 0.0,
         needs_caption: bool = False,
+        limits: MediaLimits | None = None,
     ):
         """Describe the source; nothing is decoded yet.
 
@@ -54,12 +58,13 @@ class Clips:
             min_brightness: mean pixel value, of 255, under which a clip counts as black.
             min_motion: mean change of a pixel from one frame to the next under which a clip counts as frozen.
             needs_caption: whether a medium without one is bad.
+            limits: beyond which a medium is bad.
         """
         self._media, self._places, self._bad = media, places, bad
         self._frame_size, self._num_frames, self._fps = frame_size, num_frames, fps
         self._num_examples = num_examples
         self._min_brightness, self._min_motion = min_brightness, min_motion
-        self._needs_caption = needs_caption
+        self._needs_caption, self._limits = needs_caption, limits
 
     def __len__(self) -> int:
         return self._num_examples
@@ -88,6 +93,8 @@ class Clips:
             video, offset = self._decode(medium, rng)
         except BadMedium:
             raise
+        except TooLarge as error:
+            raise BadMedium("too large", str(error)) from None
         except ValueError as error:
             raise BadMedium("unreadable", str(error)) from None
         if self._min_brightness and video.mean() < self._min_brightness:
@@ -105,7 +112,7 @@ class Clips:
             offset = self._choose_start(medium, len(medium.content) / frame_rate, rng)
             instants = medium.start + (offset + np.arange(self._num_frames)) / self._fps
             return sample_frames(medium.content, instants * frame_rate, self._frame_size), offset
-        with VideoFile(medium.content) as file:
+        with VideoFile(medium.content, self._limits) as file:
             stop = file.duration if medium.stop is None else medium.stop
             offset = self._choose_start(medium, stop, rng)
             start = medium.start + offset / self._fps

@@ -5,6 +5,7 @@ or [[HH:]MM:]SS[.fraction]) and ``caption``.
 """
 
 import math
+import os
 from pathlib import Path
 
 from loong_jax.data.bad_media import BadMedium
@@ -41,7 +42,7 @@ class CutList:
         """One cut.
 
         Raises:
-            BadMedium: its row is malformed, or its video is not there.
+            BadMedium: its row is malformed, or its video is not there or outside of the list's folder.
         """
         line, row = self._rows[place]
         where = f"{self._table.name}, line {line}"
@@ -51,6 +52,9 @@ class CutList:
         start, stop = (_seconds(row.get(field), field, where) for field in ("start", "stop"))
         if not 0 <= start < stop:
             raise BadMedium("malformed row", f"{where}: start {start:g} must be at least 0 and before stop {stop:g}")
+        # By the name alone: a link in the folder is its owner's.
+        if Path(name).is_absolute() or os.path.normpath(name).startswith(".."):
+            raise BadMedium("outside the folder", f"{where}: video {name} must lie in the folder of the list")
         video = self._table.parent / name
         if not video.is_file():
             raise BadMedium("no such file", f"{where}: there is no video {video}")

@@ -3,9 +3,9 @@
 import warnings
 from pathlib import Path
 
-from loong_jax.data.clips import Medium
+from loong_jax.data.clips import MOST_CAPTION, Medium
 from loong_jax.data.tables import read_rows
-from loong_jax.video import EXTENSIONS, IMAGE_EXTENSIONS
+from loong_jax.video_file import EXTENSIONS, IMAGE_EXTENSIONS
 
 _CAPTION_FIELDS = ("caption", "text")
 _FILE_FIELDS = ("file_name", "file", "video", "image", "path")
@@ -58,4 +58,5 @@ def _read_captions(root: Path, files: list[Path]) -> dict[Path, str]:
 
 
 def _text_beside(file: Path) -> str:
-    return file.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").strip()
+    with file.with_suffix(".txt").open(encoding="utf-8", errors="replace") as text:
+        return text.read(MOST_CAPTION).strip()

@@ -14,7 +14,7 @@ from loong_jax.data.cut_list import CutList
 from loong_jax.data.folder import read_folder
 from loong_jax.data.moving_digits import MovingDigits
 from loong_jax.data.web_shards import WebShards
-from loong_jax.video import IMAGE_EXTENSIONS
+from loong_jax.video_file import IMAGE_EXTENSIONS
 
 
 def make_source(
@@ -62,6 +62,7 @@ def make_source(
             min_brightness=data.min_brightness,
             min_motion=data.min_motion,
             needs_caption=needs_caption,
+            limits=data.limits,
         )
 
     made = [make(name) for name in names]
@@ -79,7 +80,7 @@ def open_media(name: SourceName, data: DataConfig, split: str) -> tuple[Sequence
         case "folder":
             media = read_folder(name.where)
         case "web_shards":
-            media = WebShards(name.where)
+            media = WebShards(name.where, data.limits)
         case "cut_list":
             media = CutList(name.where)
         case "tfds":

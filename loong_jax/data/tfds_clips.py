@@ -1,5 +1,6 @@
 """Data sets of TensorFlow Datasets, read without TensorFlow where their features allow it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class TfdsClips:
             is_folder = Path(name).is_dir()
             if is_folder and not (Path(name) / "features.json").is_file():
                 raise ValueError(f"{name} holds no features.json: give the folder that does, such as NAME/1.0.0 in it.")
+            if is_folder:
+                _check_classes(Path(name))
             builder = tfds.builder_from_directory(name) if is_folder else tfds.builder(name, file_format="array_record")
             self.has_own_test = bool({"test", "validation"} & set(builder.info.splits))
             wanted = ["train"] if split == "train" or not self.has_own_test else ["test", "validation"]
@@ -94,6 +97,23 @@ class TfdsClips:
             value = value if isinstance(value, (bytes, str)) else next(iter(value), "")  # several: the first
             return (value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)).strip()
         return self._label_name(int(example["label"])) if self._label_name else ""
+
+
+def _check_classes(folder: Path) -> None:
+    """Raise ValueError where features.json names a class that is not of TFDS, which would import what it names."""
+    try:
+        features = [json.loads((folder / "features.json").read_text(encoding="utf-8"))]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder}/features.json is damaged: {error}.") from None
+    while features:
+        found = features.pop()
+        if isinstance(found, dict):
+            features += found.values()
+            for name in (found.get(key) for key in ("pythonClassName", "python_class_name", "type")):
+                if isinstance(name, str) and "." in name and not name.startswith("tensorflow_datasets."):
+                    raise ValueError(f"{folder}/features.json names the class {name}, which is none of TFDS.")
+        elif isinstance(found, list):
+            features += found
 
 
 def _content(value: Any) -> bytes | np.ndarray:

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from loong_jax.config import CheckDataJob, DataConfig, SourceName, parse_sources
+from loong_jax.config import CheckDataJob, DataConfig, MediaLimits, SourceName, parse_sources
 from loong_jax.data.bad_media import BadMedium
 from loong_jax.data.clips import Medium
 from loong_jax.data.loader import read_in_order
 from loong_jax.data.sources import make_source, open_media
 from loong_jax.evaluation.report import format_table, write_report
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
-from loong_jax.video import VideoFile, contact_sheet, write_image, write_strip
+from loong_jax.video import contact_sheet, write_image, write_strip
+from loong_jax.video_file import VideoFile
 
 _NUM_SHOWN = 8
 
@@ -77,7 +78,7 @@ def _media(name: SourceName, data: DataConfig, split: str, most: int) -> tuple[d
         try:
             medium = media[place]
             key = medium.key
-            seconds, fps, size = _describe(medium)
+            seconds, fps, size = _describe(medium, data.limits)
         except ValueError as error:
             reason = error.reason if isinstance(error, BadMedium) else "unreadable"
             bad[key] = {"key": key, "reason": reason, "detail": str(error)}
@@ -96,12 +97,12 @@ def _media(name: SourceName, data: DataConfig, split: str, most: int) -> tuple[d
     } | {what: _spread(values) for what, values in facts.items() if values}, bad
 
 
-def _describe(medium: Medium) -> tuple[float | None, float | None, tuple[int, int]]:
+def _describe(medium: Medium, limits: MediaLimits) -> tuple[float | None, float | None, tuple[int, int]]:
     """Seconds, frames per second, (width, height)."""
     if isinstance(medium.content, np.ndarray):
         frames, height, width = medium.content.shape[:3]
         return (frames / medium.fps if medium.fps else None), medium.fps, (width, height)
-    with VideoFile(medium.content) as file:
+    with VideoFile(medium.content, limits) as file:
         seconds = file.duration if medium.stop is None else medium.stop - medium.start
         return seconds, file.fps, file.size
 

@@ -9,7 +9,7 @@ from media import RATE, encode_image, encode_video
 
 from loong_jax.data.bad_media import BadMedia
 from loong_jax.data.clips import Clips, Medium
-from loong_jax.video import VideoFile, read_video
+from loong_jax.video_file import VideoFile, read_video
 
 pytestmark = pytest.mark.filterwarnings("ignore:a source.*bad media are passed over")
 GOOD = [Medium(f"v{i}", encode_video(12, 40 * i), f"caption {i}") for i in range(3)]

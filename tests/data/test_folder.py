@@ -13,7 +13,7 @@ from loong_jax.config import DataConfig
 from loong_jax.data.folder import read_folder
 from loong_jax.data.moving_digits import MovingDigits
 from loong_jax.data.sources import make_source
-from loong_jax.video import read_video
+from loong_jax.video_file import read_video
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "big_buck_bunny_128"
 FILM = Path(os.environ.get("LOONG_TEST_VIDEO_DIR", SHARED))

@@ -10,7 +10,7 @@ import pytest
 from loong_jax.config import DEBUG_TOKENIZER, CheckDataJob, DataConfig, TokenizerJob, TrainConfig
 from loong_jax.evaluation.data import check_data
 from loong_jax.training.tokenizer_job import train_tokenizer
-from loong_jax.video import read_video
+from loong_jax.video_file import read_video
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from media import encode_image, encode_video  # noqa: E402

@@ -12,7 +12,7 @@ from loong_jax.data.moving_digits import MovingDigits
 from loong_jax.evaluation.reconstruction import psnr, ssim
 from loong_jax.evaluation.tokenizer import evaluate_tokenizer
 from loong_jax.training.tokenizer_job import train_tokenizer
-from loong_jax.video import read_video
+from loong_jax.video_file import read_video
 
 DATA = DataConfig(frame_size=32, num_frames=5)
 JOB = TokenizerJob(

@@ -5,7 +5,8 @@ import pytest
 
 from loong_jax.config import DEBUG_TOKENIZER
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
-from loong_jax.video import read_video, write_video
+from loong_jax.video import write_video
+from loong_jax.video_file import read_video
 
 DTYPES = (np.uint8, np.int8, np.uint16, np.int32, np.int64, np.float16, np.float32, np.float64, bool, complex, object)
 # Few sizes that are possible, so that little is compiled, and many that are not.

@@ -24,7 +24,7 @@ from loong_jax.training.optimizer import make_schedule
 from loong_jax.training.profiler import ProfilerWindow
 from loong_jax.training.state import TrainState
 from loong_jax.training.throughput import Work, training_flops_per_token
-from loong_jax.video import read_video
+from loong_jax.video_file import read_video
 
 TRAIN = TrainConfig(num_steps=5, batch_size=8, log_every=2, checkpoint_every=4, eval_every=3, eval_batches=2)
 JOB = LanguageModelJob(
