@@ -22,7 +22,7 @@ from loong_jax import checksums, distributed
 
 FOLDER = "checkpoints"
 _PARTIAL = ".partial"  # how a folder is called while it is written or deleted
-_ITEMS = ("step", "params", "opt_state", "clusters", "adversary", "ema")
+_ITEMS = ("step", "params", "opt_state", "clusters", "adversary", "ema", "skips")
 _NONE, _NO_WHOLE = -1, -2  # in place of the step to restore
 
 
@@ -46,6 +46,10 @@ class Checkpointer:
         if distributed.is_first():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_partial()
+
+    def is_empty(self) -> bool:
+        """Whether there is no checkpoint."""
+        return not _steps(self._folder)
 
     def save(self, step: int, state: Any, meta: dict) -> None:
         """Start writing ``state`` (a dataclass with ``params``) as the checkpoint of ``step``.
@@ -87,6 +91,7 @@ class Checkpointer:
         Raises:
             ValueError: no checkpoint is whole, or the arrays have other names or shapes.
         """
+        self._finish()
         damaged: dict[int, str] = {}
         step = distributed.of_first(self._choose(damaged) if distributed.is_first() else 0)
         if step == _NO_WHOLE:

@@ -1,5 +1,6 @@
 """Checkpoints: bit-equal on another mesh, only the newest kept, and one clear sentence for what cannot be restored."""
 
+import dataclasses
 import gc
 import os
 import shutil
@@ -14,7 +15,7 @@ from loong_jax import checksums, sharding
 from loong_jax.checkpoint import Checkpointer, load_meta, load_parts
 from loong_jax.config import OptimizerConfig
 from loong_jax.training.optimizer import make_optimizer
-from loong_jax.training.state import TrainState, create_state
+from loong_jax.training.state import create_state
 
 AXES = {"dense": {"kernel": ("embed", "mlp"), "scale": (None,)}, "head": ("embed", "vocab")}
 SHAPES = {"dense": {"kernel": (16, 32), "scale": (32,)}, "head": (16, 64)}
@@ -35,7 +36,8 @@ def make_state(mesh, seed, init_rest=lambda key, params: {"clusters": {"usage": 
     def update(state):
         gradients = random_tree(jax.random.key(seed + 100))
         updates, opt_state = OPTIMIZER.update(gradients, state.opt_state, state.params)
-        return TrainState(state.step + seed, optax.apply_updates(state.params, updates), opt_state, state.clusters)
+        params = optax.apply_updates(state.params, updates)
+        return dataclasses.replace(state, step=state.step + seed, params=params, opt_state=opt_state)
 
     return jax.device_put(update(state), shardings), shardings
 
@@ -207,7 +209,7 @@ def test_parts_that_were_never_stored(tmp_path, mesh, state):
 
 def test_resuming_with_another_model(saved, state):
     wanted = abstract(state)
-    wanted = TrainState(wanted.step, with_kernel(wanted.params, (16, 16)), wanted.opt_state, wanted.clusters)
+    wanted = dataclasses.replace(wanted, params=with_kernel(wanted.params, (16, 16)))
     with Checkpointer(saved) as checkpoints, pytest.raises(ValueError) as error:
         checkpoints.restore(wanted)
     one_sentence(error, saved, "another model", "params.dense.kernel is (16, 32), wanted (16, 16)")

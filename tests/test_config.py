@@ -133,10 +133,11 @@ IMPOSSIBLE = [
     *[
         (TrainConfig, {field: 0}, field, 0, POSITIVE)
         for field in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every")
+        + ("skips_before_return",)
     ],
     *[
         (TrainConfig, {field: -1}, field, -1, NOT_NEGATIVE)
-        for field in ("eval_batches", "profile_start", "profile_steps", "keep_every")
+        for field in ("eval_batches", "profile_start", "profile_steps", "keep_every", "max_returns")
     ],
     (TrainConfig, {"keep_every": 1500}, "train.keep_every", 1500, "must be a multiple of checkpoint_every 1000"),
     (SamplingConfig, {"seconds": 0.0}, "seconds", 0.0, POSITIVE),

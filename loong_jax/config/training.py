@@ -125,6 +125,10 @@ class TrainConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2  # the newest
     keep_every: int = 0  # checkpoints of every so many steps are kept as well; 0: none
+    # After so many steps in a row that are not finite, the training goes back to its last sound checkpoint and on with
+    # other data; it gives up when that did not help so many times.
+    skips_before_return: int = 20
+    max_returns: int = 2
     eval_every: int = 1000
     eval_batches: int = 4
     # The profiler records profile_steps steps after the first profile_start ones, into <workdir>/profile; 0: none.
@@ -135,5 +139,7 @@ class TrainConfig:
         require_positive(self, "num_steps", "batch_size", "log_every", "eval_every")
         require_positive(self, "checkpoint_every", "keep_checkpoints")
         require_not_negative(self, "eval_batches", "profile_start", "profile_steps", "keep_every")
+        require_not_negative(self, "max_returns")
+        require_positive(self, "skips_before_return")
         allowed = f"it must be a multiple of checkpoint_every {self.checkpoint_every}"
         require(self.keep_every % self.checkpoint_every == 0, "train.keep_every", self.keep_every, allowed)

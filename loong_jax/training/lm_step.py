@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from loong_jax import sharding
 from loong_jax.config import LanguageModelJob
 from loong_jax.models import transformer
+from loong_jax.training.guards import guarded
 from loong_jax.training.losses import LossSums, next_id_loss
 from loong_jax.training.optimizer import make_schedule
 from loong_jax.training.state import TrainState, create_state, running_mean
@@ -105,7 +106,8 @@ def make_train_step(
     """Build the jitted step ``(state, batch) -> (state, metrics)``; the state is donated.
 
     A batch is the contract of ``data.sequences``, every array [batch, length]. With ``job.accumulate`` it is worked
-    through in parts whose gradients add up to those of the whole.
+    through in parts whose gradients add up to those of the whole. A step whose loss or gradients are not finite changes
+    nothing but the counts of steps.
     """
     learning_rate = make_schedule(job.optimizer, job.train.num_steps)
     gradients = jax.grad(make_loss(job, num_frames), has_aux=True)
@@ -136,7 +138,9 @@ def make_train_step(
         ema = running_mean(state.ema, params, state.step, job.ema_decay)
         metrics = sums.means()._asdict()
         metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate(state.step)}
-        return TrainState(state.step + 1, params, opt_state, ema=ema), metrics
+        after = TrainState(state.step, params, opt_state, ema=ema)
+        state, counts = guarded(state, after, jnp.isfinite(metrics["loss"] + metrics["grad_norm"]))
+        return state, metrics | counts
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
 

@@ -1,5 +1,8 @@
-"""The loop that both trainings share: steps, metrics a step late, evaluation, checkpoints, resume, stopping."""
+"""The loop that both trainings share: steps, metrics a step late, evaluation, checkpoints, resume, stopping,
+and going back to a checkpoint where steps are not finite.
+"""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +15,8 @@ from jax.sharding import Mesh
 from loong_jax import sharding
 from loong_jax.checkpoint import Checkpointer
 from loong_jax.config import TrainConfig
-from loong_jax.endings import Stopped
+from loong_jax.endings import GaveUp, Stopped
+from loong_jax.training.guards import NotFinite, Watch, is_sound
 from loong_jax.training.metrics import MetricsWriter, ProgressReport, read_metrics, say, summarize
 from loong_jax.training.profiler import ProfilerWindow
 from loong_jax.training.provenance import changed_settings, check_finished, check_same_model
@@ -47,11 +51,23 @@ class Training:
     draw: Callable[[list[dict]], dict[str, Image]] = lambda records: {}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a training is: the steps done, and the batches read, which are more where some were left out."""
+
+    step: int = 0
+    batch: int = 0
+
+    def after(self, step: int) -> "_Place":
+        return _Place(step, self.batch + step - self.step)
+
+
 def run(training: Training) -> TrainState:
     """Train to ``config.num_steps``, from the newest checkpoint in the workdir if there is one.
 
     Raises:
         Stopped: a signal asked for it, and the training is saved.
+        GaveUp: steps are not finite, again and again.
         OSError: the last checkpoint could not be written.
         ValueError: the checkpoints in the workdir are of something else, or none is whole.
     """
@@ -60,46 +76,80 @@ def run(training: Training) -> TrainState:
     say(f"{training.title}: {optax.tree.size(state.params):,} parameters on a mesh of {mesh}")
     checkpointer = Checkpointer(training.workdir, config.keep_checkpoints, config.keep_every)
     with checkpointer as checkpoints, jax.set_mesh(training.mesh):
-        start, state = _resume(training, checkpoints, state)
-        if start >= config.num_steps:
-            return state
-        writer = MetricsWriter(training.workdir, start)
-        progress = ProgressReport(training.title, config.num_steps, start)
-        say(f"{training.title}: compiling the training step")
-        try:
-            with ProfilerWindow(training.workdir, config, start) as profiler, StopRequest() as stop:
-                state, done, is_stopped = _steps(training, state, start, stop, checkpoints, profiler, writer, progress)
-                checkpoints.wait()
-                if is_stopped:
-                    steps = f"{training.title}: stopped after {done} of {config.num_steps} steps"
-                    raise Stopped(f"{steps}; they are saved, and the same command goes on.")
-                return state
-        finally:
-            progress.close()
-            writer.close()
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        place, state = _resume(training, checkpoints, abstract)
+        returns = collections.Counter()
+        while place.step < config.num_steps:
+            try:
+                state = _train(training, state, place, checkpoints)
+                place = place.after(config.num_steps)
+            except NotFinite as error:
+                failure = error.with_traceback(None)  # whose frames hold the state
+                place, state = _return(training, checkpoints, abstract, place.after(failure.step), failure, returns)
+        return state
 
 
-def _resume(training: Training, checkpoints: Checkpointer, state: TrainState) -> tuple[int, TrainState]:
-    """Steps done, and the state after them."""
-    found = checkpoints.restore(
-        _abstract(state), lambda stored: check_same_model(stored, training.meta, training.workdir)
-    )
+def _resume(training: Training, checkpoints: Checkpointer, abstract: Any) -> tuple[_Place, TrainState]:
+    """The newest checkpoint, or the start."""
+    if not checkpoints.is_empty():
+        jax.tree.map(lambda x: x.delete(), training.state)  # a device may not have room for two
+    found = checkpoints.restore(abstract, lambda stored: check_same_model(stored, training.meta, training.workdir))
     if found is None:
-        return 0, state
-    start, state, stored = found
-    if start >= training.config.num_steps:
-        check_finished(stored, training.meta, training.workdir, start)
-    say(f"{training.title}: resuming at step {start}")
+        return _Place(), training.state
+    step, state, stored = found
+    if step >= training.config.num_steps:
+        check_finished(stored, training.meta, training.workdir, step)
+    say(f"{training.title}: resuming at step {step}")
     if changes := changed_settings(stored, training.meta):
         say(f"{training.title}: settings have changed: {'; '.join(changes)}")
-    return start, state
+    return _Place(**stored["place"]), state
 
 
-def _steps(training, state, start, stop, checkpoints, profiler, writer, progress) -> tuple[TrainState, int, bool]:
+def _return(training, checkpoints, abstract, failed: _Place, failure, returns) -> tuple[_Place, TrainState]:
+    """The newest checkpoint, before the batches that come after those that failed."""
+    found, most = checkpoints.restore(abstract), training.config.max_returns
+    values = summarize(failure.metrics, ("loss", "grad_norm", "learning_rate", "skipped_steps"))
+    said = (
+        f"the {int(failure.metrics['skipped_in_a_row'])} steps up to {failed.step} of {training.title} had no finite "
+        f"loss or gradients ({values})"
+    )
+    advice = "lower --config.optimizer.learning_rate, or look at the data"
+    if found is None:
+        raise GaveUp(f"Gave up: {said}, and there is no checkpoint yet to go back to: {advice}.")
+    step, state, _ = found
+    returns[step] += 1
+    if returns[step] > most:
+        raise GaveUp(f"Gave up: {said}, as after {most} returns to the checkpoint of step {step} before: {advice}.")
+    say(f"WARNING: {said}: going back to the checkpoint of step {step}, and on with the data that comes next")
+    return _Place(step, failed.batch), state
+
+
+def _train(training: Training, state: TrainState, place: _Place, checkpoints: Checkpointer) -> TrainState:
+    """From ``place`` to the end."""
+    config = training.config
+    writer = MetricsWriter(training.workdir, place.step)
+    progress = ProgressReport(training.title, config.num_steps, place.step)
+    say(f"{training.title}: compiling the training step")
+    try:
+        with ProfilerWindow(training.workdir, config, place.step) as profiler, StopRequest() as stop:
+            state, done, is_stopped = _steps(training, state, place, stop, checkpoints, profiler, writer, progress)
+            checkpoints.wait()
+            if is_stopped:
+                raise Stopped(
+                    f"{training.title}: stopped after {done} of {config.num_steps} steps; the same command goes on."
+                )
+            return state
+    finally:
+        progress.close()
+        writer.close()
+
+
+def _steps(training, state, place, stop, checkpoints, profiler, writer, progress) -> tuple[TrainState, int, bool]:
     config, throughput = training.config, Throughput(training.work, training.mesh)
-    batches = training.batches(start)
+    watch = Watch(config.skips_before_return, read_metrics(training.workdir) if jax.process_index() == 0 else ())
+    batches = training.batches(place.batch)
     late = None  # (step, metrics, work done) of the step before: fetched when the next one is already under way
-    for step in range(start + 1, config.num_steps + 1):
+    for step in range(place.step + 1, config.num_steps + 1):
         is_last = step == config.num_steps
         if profiler.starts_before(step):
             with throughput.paused(state):
@@ -111,7 +161,7 @@ def _steps(training, state, start, stop, checkpoints, profiler, writer, progress
         throughput.count(batch)
         progress.advance_to(step)
         if late is not None:
-            _log(training, *late, throughput, writer, progress)
+            _log(training, *late, throughput, watch, writer, progress)
         late = (step, metrics, throughput.done) if step % config.log_every == 0 or is_last else None
         if profiler.ends_after(step):
             with throughput.paused(state):
@@ -126,23 +176,28 @@ def _steps(training, state, start, stop, checkpoints, profiler, writer, progress
         is_stopping = stop.is_due(step)
         if step % config.checkpoint_every == 0 or is_last or is_stopping:
             with throughput.paused(state):
-                checkpoints.save(step, state, training.meta)
+                if is_sound(state, config.skips_before_return if is_last or is_stopping else 1):
+                    checkpoints.save(step, state, training.meta | {"place": dataclasses.asdict(place.after(step))})
+                elif is_last:
+                    raise NotFinite(step, jax.device_get(metrics))
+                else:
+                    progress.report(step, "WARNING: not saved, for this step was not finite")
         if is_stopping:
             break
     if late is not None:
-        _log(training, *late, throughput, writer, progress)
+        _log(training, *late, throughput, watch, writer, progress)
     if is_last:
         _draw(training, config.num_steps, writer)
     return state, step, is_stopping
 
 
-def _log(training, step, metrics, done, throughput, writer, progress) -> None:
+def _log(training, step, metrics, done, throughput, watch, writer, progress) -> None:
     metrics = jax.device_get(metrics)  # waits for the step
     speed = throughput.measure(done)
     writer.write(step, "train", metrics | speed)
     names = (*training.shown, "steps_per_second", f"{training.work.unit}_per_second", "mfu")
     progress.report(step, summarize(metrics | speed, names))
-    if warning := training.alarm(metrics):
+    for warning in filter(None, [training.alarm(metrics), *watch.look(step, metrics)]):
         progress.report(step, "WARNING: " + warning)
 
 
@@ -151,7 +206,3 @@ def _draw(training, step, writer) -> None:
         return
     for name, picture in training.draw(read_metrics(training.workdir)).items():
         writer.write_picture(step, name, picture)
-
-
-def _abstract(state: TrainState) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

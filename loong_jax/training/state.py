@@ -14,15 +14,25 @@ from loong_jax import sharding
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Skips:
+    """Steps that were not finite and changed nothing (int32): all so far, and the last ones in a row."""
+
+    total: jax.Array
+    in_a_row: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Step count (int32), parameters (float32) and optimizer state; the rest is the tokenizer's, () where unused."""
+    """Step count (int32), parameters (float32) and optimizer state; the rest is () where it is unused."""
 
     step: jax.Array
     params: Any
     opt_state: Any
-    clusters: Any = ()  # what the codebook remembers
-    adversary: Any = ()  # the discriminator and its own optimizer state
+    clusters: Any = ()  # what the tokenizer's codebook remembers
+    adversary: Any = ()  # its discriminator, with an optimizer state of its own
     ema: Any = ()  # running mean of params
+    skips: Any = ()  # steps that were not finite
 
     @property
     def best_params(self) -> Any:
@@ -63,7 +73,8 @@ def create_state(
 
     def init(key):
         params = init_params(key)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), **init_rest(key, params))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, optimizer.init(params), skips=Skips(zero, zero), **init_rest(key, params))
 
     abstract = jax.eval_shape(init, key)
     shardings = state_shardings(abstract, axes, mesh, adversary_axes)

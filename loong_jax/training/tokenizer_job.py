@@ -94,8 +94,6 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
 
 
 def _alarm(job: TokenizerJob, metrics: dict) -> str:
-    if metrics["skipped"]:
-        return "a step whose gradients were not finite changed nothing: lower the learning rate if that recurs."
     quantizer = job.tokenizer.quantizer
     if metrics["codebook_alive"] < quantizer.usage_alarm:
         return (

@@ -1,6 +1,5 @@
 """One training step and one evaluation step of the video tokenizer."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from loong_jax.tokenizer import autoencoder
 from loong_jax.tokenizer.perceptual import LpipsWeights, lpips
 from loong_jax.tokenizer.quantizer import ClusterState, cluster_codebook, perplexity
 from loong_jax.training.adversary import Adversary
+from loong_jax.training.guards import guarded
 from loong_jax.training.optimizer import make_schedule
 from loong_jax.training.state import TrainState, create_state, running_mean
 
@@ -73,8 +73,8 @@ def make_train_step(
     The autoencoder runs once; its pixels are judged by the pixel losses and by the discriminator, whose gradient is
     scaled to theirs (VQGAN, arXiv 2012.09841, equation 7); then the discriminator learns on the same pixels. The
     codebook takes the gradient computed on the old codes and the clustering update of this batch in the same step, as
-    the paper's code does. With ``job.freeze_encoder`` encoder and codebook stay as they are. A step whose gradients are
-    not finite changes nothing but the step count.
+    the paper's code does. With ``job.freeze_encoder`` encoder and codebook stay as they are. A step whose loss or
+    gradients are not finite changes nothing but the counts of steps.
     """
     graphdef, _ = autoencoder.abstract_autoencoder(job.tokenizer)
     quantizer, loss = job.tokenizer.quantizer, job.loss
@@ -115,8 +115,8 @@ def make_train_step(
         params = optax.apply_updates(params, updates)
         after = TrainState(state.step, params, opt_state, clusters, game, _mean(state, params))
         grad_norm = optax.tree.norm(grads)
-        is_finite = jnp.isfinite(grad_norm + metrics.get("discriminator_grad_norm", 0.0))
-        after = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, state)
+        is_finite = jnp.isfinite(total + grad_norm + metrics.get("discriminator_grad_norm", 0.0))
+        after, counts = guarded(state, after, is_finite)
         metrics = {
             "loss": total,
             **metrics,
@@ -126,9 +126,9 @@ def make_train_step(
             "codebook_alive": after.clusters.alive(quantizer),
             "grad_norm": grad_norm,
             "learning_rate": learning_rate(state.step),
-            "skipped": 1.0 - is_finite,
+            **counts,
         }
-        return dataclasses.replace(after, step=state.step + 1), metrics
+        return after, metrics
 
     def _cluster(state: TrainState, quantized, key) -> tuple[Any, ClusterState, jax.Array]:
         codebook = state.params["quantizer"]["codebook"]

@@ -47,6 +47,9 @@ GOLDEN = {
         "grad_norm": [1.231548, 1.200298],
         "learning_rate": [0.000273, 0.000545],
         "loss": [4.309536, 4.262895],
+        "skipped": [0.0, 0.0],
+        "skipped_in_a_row": [0.0, 0.0],
+        "skipped_steps": [0.0, 0.0],
     },
     "tokenizer": {
         "codebook_alive": [1.0, 1.0],
@@ -59,6 +62,8 @@ GOLDEN = {
         "psnr": [4.71699, 5.180269],
         "reconstruction": [1.350085, 1.213481],
         "skipped": [0.0, 0.0],
+        "skipped_in_a_row": [0.0, 0.0],
+        "skipped_steps": [0.0, 0.0],
     },
 }
 

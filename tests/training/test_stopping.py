@@ -99,7 +99,7 @@ def test_a_training_stops_after_its_step_and_goes_on_from_there(make_mesh, tmp_p
         return loop.run(training)
 
     for signal_at in (2, 5):
-        with pytest.raises(Stopped, match=f"stopped after {signal_at} of 5 steps; they are saved"):
+        with pytest.raises(Stopped, match=f"stopped after {signal_at} of 5 steps; the same command goes on"):
             train(signal_at)
     assert int(train(None).step) == 5
     assert steps == [1, 2, 3, 4, 5]
