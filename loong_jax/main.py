@@ -101,6 +101,12 @@ def _main(argv: list[str]) -> None:
         if flags.FLAGS.pdb:
             raise
         _fail(one_line(error))
+    except (MemoryError, RuntimeError) as error:
+        from loong_jax import out_of_memory
+
+        if flags.FLAGS.pdb or not out_of_memory.is_out_of_memory(error):
+            raise
+        _fail(out_of_memory.explain(job, Path(_WORKDIR.value), error))
     except Ended as end:  # all processes alike
         print(f"{distributed.process_label()}{end}", file=sys.stderr)
         sys.exit(end.exit_code)

@@ -44,6 +44,7 @@ TOP = {
     "main",
     "doctor",
     "trials",
+    "out_of_memory",
 }
 
 

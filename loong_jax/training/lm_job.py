@@ -132,7 +132,7 @@ def _chosen_mesh(job: LanguageModelJob, tokenizer: VideoTokenizer) -> MeshConfig
     """The mesh that fits the devices there are."""
     length = row_length(job, tokenizer.config, max(job.data.pack, 1))
     itemsize = transformer.compute_dtype(job.model).itemsize
-    needs = choose_mesh(Shapes(job.model, job.train.batch_size, length, itemsize), present_devices())
+    needs = choose_mesh(Shapes(job.model, job.train.batch_size, length, itemsize, job.accumulate), present_devices())
     say(f"chose a mesh of {needs}")
     return dataclasses.replace(needs.mesh, num_slices=job.mesh.num_slices)
 

@@ -17,12 +17,13 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """What a training step works on; ``itemsize`` is bytes of the dtype it computes in."""
+    """What a training step works on, in ``accumulate`` parts; ``itemsize`` is bytes of the dtype it computes in."""
 
     model: TransformerConfig
     batch_size: int
     length: int
     itemsize: int = 2
+    accumulate: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def choose_mesh(shapes: Shapes, devices: Devices) -> MeshNeeds:
     Raises:
         ConfigError: no mesh of these devices divides the shapes, or none has the memory; says what would help.
     """
-    possible = [_needs(shapes, mesh) for mesh in _meshes(shapes, devices)]
+    possible = [estimate_needs(shapes, mesh) for mesh in possible_meshes(shapes, devices)]
     if not possible:
         model, nearest = shapes.model, devices.count * max(1, round(shapes.batch_size / devices.count))
         raise ConfigError(
@@ -86,7 +87,7 @@ def present_devices(devices: list | None = None) -> Devices:
     return Devices(len(devices), _memory(jax.local_devices()[0]), sharding.count_slices(devices))
 
 
-def _meshes(shapes: Shapes, devices: Devices) -> list[MeshConfig]:
+def possible_meshes(shapes: Shapes, devices: Devices) -> list[MeshConfig]:
     """All that divide the shapes, the preferred first."""
     divisors = [size for size in range(1, devices.count + 1) if devices.count % size == 0]
     meshes = [
@@ -104,18 +105,24 @@ def _meshes(shapes: Shapes, devices: Devices) -> list[MeshConfig]:
 def _divides(mesh: MeshConfig, shapes: Shapes, num_slices: int) -> bool:
     model = shapes.model
     by_tensor = (model.num_heads, model.num_kv_heads, model.mlp_dim, padded_vocab(model), _HOST_DEVICES)
-    pairs = [(shapes.batch_size, mesh.data * mesh.fsdp), (model.model_dim, mesh.fsdp), (shapes.length, mesh.sequence)]
+    rows = mesh.data * mesh.fsdp
+    pairs = [
+        (shapes.batch_size, rows * shapes.accumulate),
+        (model.model_dim, mesh.fsdp),
+        (shapes.length, mesh.sequence),
+    ]
     pairs += [(size, mesh.tensor) for size in by_tensor]
     crosses = mesh.data % num_slices == 0 or mesh.fsdp % num_slices == 0
     return crosses and all(size % parts == 0 for size, parts in pairs)
 
 
-def _needs(shapes: Shapes, mesh: MeshConfig) -> MeshNeeds:
+def estimate_needs(shapes: Shapes, mesh: MeshConfig) -> MeshNeeds:
+    """What a device needs on ``mesh``, whose sizes are all given."""
     model, itemsize = shapes.model, shapes.itemsize
     d, f, kv = model.model_dim, model.mlp_dim, model.num_kv_heads * model.head_dim
     layer_params = 2 * d * d + 2 * d * kv + 3 * d * f
     params = model.num_layers * layer_params + 2 * padded_vocab(model) * d
-    tokens = shapes.batch_size * shapes.length / (mesh.data * mesh.fsdp * mesh.sequence)
+    tokens = shapes.batch_size / shapes.accumulate * shapes.length / (mesh.data * mesh.fsdp * mesh.sequence)
     # Values that a layer keeps for each token: (whole on every device of the tensor axis, cut over it).
     whole, cut = {
         "offload": (0, 0),  # its input, in the host's memory
@@ -136,7 +143,8 @@ def _remedies(shapes: Shapes, devices: Devices) -> str:
     """What would make the training fit, each by itself, nearest first."""
 
     def fits(shapes: Shapes, devices: Devices) -> bool:
-        return any(_needs(shapes, mesh).total <= _USABLE * devices.memory for mesh in _meshes(shapes, devices))
+        meshes = possible_meshes(shapes, devices)
+        return any(estimate_needs(shapes, mesh).total <= _USABLE * devices.memory for mesh in meshes)
 
     remedies = []
     model = dataclasses.replace(shapes.model, remat="full")
