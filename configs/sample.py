@@ -6,8 +6,10 @@
 `model_path` is the workdir of a language-model training, relative to the workdir. Several prompts are separated by "|",
 or are the lines of a file, `--config.prompts_file=FILE`, or of standard input, `--config.prompts_file=-`; `batch_size`
 of them are sampled together. `--config.image=FILE` is the first frame, or `--config.video=FILE` goes on. Writes
-`outputs` (an mp4, a gif and a contact sheet) per prompt to <workdir>/samples, as frames come. `:debug` samples ten
-seconds from the workdir of `configs/stage3.py:debug`.
+`outputs` (an mp4, a gif and a contact sheet) per prompt to <workdir>/samples, as frames come, and the ids besides: the
+same command goes on where it was stopped, and `--config.decode=FILE_OR_FOLDER` makes videos of saved ids alone. In a
+prompt, "a red 7 @20s a blue 3" shows another text from second 20 on. `:debug` samples ten seconds from the workdir of
+`configs/stage3.py:debug`.
 """
 
 import dataclasses

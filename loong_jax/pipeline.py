@@ -1,6 +1,8 @@
 """The public face: load a trained model, and turn prompts into videos."""
 
 import dataclasses
+import functools
+import hashlib
 import itertools
 import math
 import numbers
@@ -17,7 +19,8 @@ from loong_jax.config import ConfigError, LanguageModelJob, MeshConfig, Sampling
 from loong_jax.config_dict import build, from_config_dict
 from loong_jax.data.text import TextTokenizer
 from loong_jax.models import transformer
-from loong_jax.sampling.long_video import Generator, Request
+from loong_jax.sampling.long_video import Generator, Piece, Request, show
+from loong_jax.sampling.saved_ids import Origin, SavedIds
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.vocab import LatentGrid
 
@@ -34,7 +37,8 @@ class Pipeline:
         self.fps = job.data.fps
         self.frame_size = job.data.frame_size
         self._text = TextTokenizer()
-        self._generator = Generator(
+        self._model, self._params = job.model, params
+        self.generator = Generator(
             model=job.model,
             params=params,
             tokenizer=tokenizer,
@@ -77,23 +81,23 @@ class Pipeline:
         While they are looked at, the next ones are being sampled. What is impossible is said at once, before the first
         frame is asked for.
         """
-        request, is_batch = self._request(prompt, seed, image, video, sampling)
+        request = self.request(prompt, seed, image=image, video=video, **sampling)
         frames = self._frames(request)
-        return frames if is_batch else (batch[0] for batch in frames)
+        return frames if _read_prompts(prompt)[1] else (batch[0] for batch in frames)
 
     def _frames(self, request: Request) -> Iterator[np.ndarray]:
         """What the videos begin with, then what is sampled, [batch, frames, height, width, 3]."""
         if request.start is not None:
             yield request.start[:, : request.num_frames]
-        for piece in self._generator.roll_out(request):
+        for piece in self.generator.roll_out(request):
             yield piece.frames
 
-    def _request(self, prompt, seed, image, video, sampling: dict) -> tuple[Request, bool]:
-        """What is asked for, and whether it is a batch."""
+    def request(self, prompt: Prompt | list[Prompt], seed: int = 0, image=None, video=None, **sampling) -> Request:
+        """What ``stream`` would sample, for ``generator.roll_out``, which gives ids besides; and the same errors."""
         config = _sampling_config(sampling)
         if config.negative_prompt and not config.is_guided:
             raise ConfigError("sampling.negative_prompt needs a guidance_scale above 1: give one, or leave it out.")
-        scripts, is_batch = _read_prompts(prompt)
+        scripts, _ = _read_prompts(prompt)
         first_seed = _checked_seed(seed, len(scripts))
         request = Request(
             texts=[[self._read(script[segment][1]) for script in scripts] for segment in range(len(scripts[0]))],
@@ -101,23 +105,45 @@ class Pipeline:
             num_frames=self.num_frames(config),
             sampling=config,
             negative=self._read(config.negative_prompt) if config.negative_prompt else None,
-            changes=tuple(round(second * self.fps) for second, _ in scripts[0][1:]),
+            changes=_changes(scripts[0], self.fps),
             start=self._start(image, video, config, len(scripts)),
         )
-        self._generator.check(request)
-        return request, is_batch
+        self.generator.check(request)
+        return request
+
+    def origins(self, prompt: Prompt | list[Prompt], seed: int = 0, **sampling) -> list[Origin]:
+        """What each video of such a request is sampled from, as it is kept with saved ids."""
+        return [
+            Origin(
+                model=self.fingerprint,
+                tokenizer=self.generator.tokenizer.fingerprint,
+                script=tuple(script),
+                seed=seed + index,
+                sampling=_sampling_config(sampling),
+                fps=self.fps,
+                frame_size=self.frame_size,
+                clip=self.generator.grid,
+            )
+            for index, script in enumerate(_read_prompts(prompt)[0])
+        ]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the model: it samples the same ids exactly where it is the same."""
+        sums = jax.device_get(jax.jit(lambda params: [x.sum() for x in jax.tree.leaves(params)])(self._params))
+        return hashlib.sha256(f"{self._model}{np.array(sums).tobytes()}".encode()).hexdigest()[:16]
 
     def num_frames(self, config: SamplingConfig) -> int:
         """Frames of a video that is sampled so."""
-        return max(1, round(config.seconds * self.fps))
+        return _num_frames(config, self.fps)
 
     @property
     def ids_per_frame(self) -> float:
         """Ids that stand for one frame, on average."""
-        return self._generator.grid.ids_per_frame / self._generator.tokenizer.config.temporal_factor
+        return self.generator.grid.ids_per_frame / self.generator.tokenizer.config.temporal_factor
 
     def _read(self, prompt: str) -> list[int]:
-        ids, limit = self._text.encode(prompt), self._generator.max_text_ids
+        ids, limit = self._text.encode(prompt), self.generator.max_text_ids
         if len(ids) > limit:
             warnings.warn(
                 f"The prompt {_short(prompt)} has {len(ids)} text ids; the model reads the first {limit}.",
@@ -141,7 +167,7 @@ class Pipeline:
                 f"The model's frames are uint8 [{size[0]}, {size[1]}, 3]; got {frames.dtype} {frames.shape[1:]} x "
                 f"{len(frames) if frames.ndim else 0}: resize them (read_video takes size=...)."
             )
-        factor = self._generator.tokenizer.config.temporal_factor
+        factor = self.generator.tokenizer.config.temporal_factor
         usable = min(len(frames), config.reencode_frames)
         usable -= (usable - 1) % factor
         return np.broadcast_to(frames[-usable:], (batch, usable, *size)).copy()
@@ -171,7 +197,7 @@ def _read_prompts(prompt: Prompt | list[Prompt]) -> tuple[list[list[tuple[float,
             raise ValueError(f"A prompt's seconds must begin with 0 and grow; got {_short(seconds)}.")
         scripts.append([(float(second), _checked_text(text)) for second, text in script])
     if not scripts or len({tuple(second for second, _ in script) for script in scripts}) > 1:
-        wrong = "change at the same seconds" if scripts else "be one or more"
+        wrong = "change at the same seconds, or be sampled apart" if scripts else "be one or more"
         raise ValueError(f"The prompts of a batch must {wrong}; got {_short(prompt)}.")
     return scripts, is_batch
 
@@ -209,6 +235,49 @@ def load(workdir: str | Path, mesh: MeshConfig | None = None) -> Pipeline:
         ValueError: there is none, or its tokenizer is missing or has changed since.
     """
     workdir = Path(workdir)
+    job, tokenizer = _load_job_and_tokenizer(workdir)
+    _, abstract = transformer.abstract_params(job.model)
+    shardings = sharding.tree_shardings(
+        sharding.make_mesh(mesh or MeshConfig()), abstract, transformer.logical_axes(job.model)
+    )
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    params = checkpoint.load_weights(workdir, abstract)
+    return Pipeline(job, params, tokenizer, mesh)
+
+
+def load_tokenizer(workdir: str | Path) -> VideoTokenizer:
+    """The tokenizer of the language model that was trained in ``workdir``; errors as of ``load``."""
+    return _load_job_and_tokenizer(Path(workdir))[1]
+
+
+def show_saved(saved: SavedIds, tokenizer: VideoTokenizer) -> tuple[Request, Iterator[Piece]]:
+    """What a file of saved ids was sampled for, as far as there are ids, and its latent frames with their frames.
+
+    Raises:
+        ValueError: ``tokenizer`` is not the one of its model, or there is no latent frame.
+    """
+    origin = saved.origin
+    if not len(saved):
+        raise ValueError(f"{saved.path} holds no latent frame yet.")
+    num_given = 0 if saved.start is None else len(saved.start)
+    of_ids = tokenizer.config.pixel_frames(len(saved) + (tokenizer.config.latent_frames(num_given) if num_given else 0))
+    if origin.tokenizer != tokenizer.fingerprint:
+        raise ValueError(
+            f"{saved.path} holds ids of tokenizer {origin.tokenizer}, and this one is {tokenizer.fingerprint}, for "
+            "which they mean other pictures: give the model_path that the video was sampled with."
+        )
+    request = Request(
+        texts=[],
+        seeds=[origin.seed],
+        num_frames=min(of_ids, _num_frames(origin.sampling, origin.fps)),
+        sampling=origin.sampling,
+        changes=_changes(origin.script, origin.fps),
+        start=None if saved.start is None else saved.start[None],
+    )
+    return request, show(request, saved.read()[None], tokenizer, origin.clip)
+
+
+def _load_job_and_tokenizer(workdir: Path) -> tuple[LanguageModelJob, VideoTokenizer]:
     meta = checkpoint.load_meta(workdir)
     job = from_config_dict(meta["config"])
     if not isinstance(job, LanguageModelJob):
@@ -226,10 +295,13 @@ def load(workdir: str | Path, mesh: MeshConfig | None = None) -> Pipeline:
             f"{tokenizer_path} holds {tokenizer.fingerprint}: its ids mean other pictures. "
             "Bring back the tokenizer it was trained with."
         )
-    _, abstract = transformer.abstract_params(job.model)
-    shardings = sharding.tree_shardings(
-        sharding.make_mesh(mesh or MeshConfig()), abstract, transformer.logical_axes(job.model)
-    )
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    params = checkpoint.load_weights(workdir, abstract)
-    return Pipeline(job, params, tokenizer, mesh)
+    return job, tokenizer
+
+
+def _num_frames(config: SamplingConfig, fps: float) -> int:
+    return max(1, round(config.seconds * fps))
+
+
+def _changes(script, fps: float) -> tuple[int, ...]:
+    """Frames from which on the second, third, ... text of a script is shown."""
+    return tuple(round(second * fps) for second, _ in script[1:])

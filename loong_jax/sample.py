@@ -1,18 +1,18 @@
-"""Run a SampleJob: prompts to video files, a batch of prompts at a time."""
+"""Run a SampleJob: prompts to video files, a batch of prompts at a time; or saved ids to video files."""
 
 import contextlib
 import datetime
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from loong_jax import pipeline
 from loong_jax.config import SampleJob, SamplingConfig
-from loong_jax.data.prompts import read_prompts
+from loong_jax.data.prompts import parse_prompt, read_prompts
 from loong_jax.sample_files import SampleFiles
+from loong_jax.sampling.saved_ids import SavedIds
 from loong_jax.training.metrics import ProgressReport, say
 from loong_jax.video_file import VideoFile
 
@@ -23,34 +23,35 @@ _LONGEST_NAME = 60
 def run_sample(job: SampleJob, workdir: Path) -> list[Path]:
     """Sample a video for every prompt of ``job`` into ``<workdir>/samples``; returns the files.
 
-    Files are written as frames come. Where a prompt fails, the videos of the batches before it are whole.
+    Files are written as frames come, and the ids of each video beside them: where a run was stopped, at any time, the
+    same job goes on to the same videos, and what is whole is not done again. With ``job.decode`` videos are made from
+    such ids alone.
 
     Raises:
         ValueError: prompts, the model, or what to start from cannot be read.
     """
+    model_path = (workdir / job.model_path).resolve()
+    if job.decode:
+        return _decode(job, model_path, workdir)
     prompts = read_prompts(job.prompt, job.prompts_file)
-    pipe = pipeline.load((workdir / job.model_path).resolve(), job.mesh)
+    pipe = pipeline.load(model_path, job.mesh)
     start = _read_start(job, pipe)
-    num_frames = pipe.num_frames(job.sampling)
-    done = []
+    paths = []
     for first in range(0, len(prompts), job.batch_size):
         batch = prompts[first : first + job.batch_size]
         stems = [_stem(workdir, first + index, prompt, job.seed) for index, prompt in enumerate(batch)]
-        outputs = tuple(job.outputs.split("|"))
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(SampleFiles(stem, num_frames, pipe.fps, outputs)) for stem in stems]
-            for frames in _stream(pipe, batch, job.seed + first, job.sampling, **start):
-                for file, new in zip(files, frames, strict=True):
-                    file.write(new)
-        for path in [path for file in files for path in file.paths]:
-            say(f"wrote {path}")
-            done.append(path)
-    return done
+        paths += _sample_batch(job, pipe, batch, stems, job.seed + first, start)
+    return paths
 
 
 def sample_videos(pipe: pipeline.Pipeline, prompts: list[str], seed: int, sampling: SamplingConfig) -> np.ndarray:
     """One video per prompt, uint8 [prompts, frames, height, width, 3], with progress on the screen."""
-    return np.concatenate(list(_stream(pipe, prompts, seed, sampling)), axis=1)
+    progress, parts = _Progress(pipe, len(prompts), sampling), []
+    for frames in pipe.stream(prompts, seed, **_options(sampling)):
+        parts.append(frames)
+        progress.add(frames.shape[1])
+    progress.close()
+    return np.concatenate(parts, axis=1)
 
 
 def write_sample(stem: Path, video: np.ndarray, fps: float) -> list[Path]:
@@ -60,26 +61,104 @@ def write_sample(stem: Path, video: np.ndarray, fps: float) -> list[Path]:
     return files.paths
 
 
-def _stream(
-    pipe: pipeline.Pipeline, prompts: list[str], seed: int, sampling: SamplingConfig, **start
-) -> Iterator[np.ndarray]:
-    """The pipeline's frames, with progress on the screen."""
-    total = pipe.num_frames(sampling)
-    progress = ProgressReport(f"sampling {len(prompts)} x {sampling.seconds:g} s", total)
-    say("compiling the sampler")
-    options = {name: getattr(sampling, name) for name in sampling.__dataclass_fields__}
-    done, first, begin, reported = 0, 0, time.perf_counter(), 0.0
-    for frames in pipe.stream(prompts, seed, **start, **options):
-        yield frames
-        done, now = done + frames.shape[1], time.perf_counter()
-        if not first:  # what comes before it is mostly compilation
-            first, begin = done, now
-        elif now - reported > _REPORT_EVERY or done >= total:
-            rate, reported = (done - first) / (now - begin), now
-            ids = rate * len(prompts) * pipe.ids_per_frame
-            left = datetime.timedelta(seconds=round((total - done) / rate))
-            progress.report(done, f"frames, {rate * len(prompts):.1f} frames/s, {ids:,.0f} ids/s, {left} left")
+def _sample_batch(
+    job: SampleJob, pipe: pipeline.Pipeline, lines: list[str], stems: list[Path], seed: int, start: dict
+) -> list[Path]:
+    prompts, options = [parse_prompt(line) for line in lines], _options(job.sampling)
+    request = pipe.request(prompts, seed, **start, **options)
+    begun = [None] * len(prompts) if request.start is None else list(request.start)
+    origins = pipe.origins(prompts, seed, **options)
+    ids = [
+        SavedIds.create(stem.with_name(f"{stem.name}.ids"), *of)
+        for *of, stem in zip(origins, begun, stems, strict=True)
+    ]
+    files = [SampleFiles(stem, request.num_frames, pipe.fps, _outputs(job)) for stem in stems]
+    paths = [path for file in files for path in file.paths]
+    num_saved = min(len(saved) for saved in ids)
+    if num_saved == pipe.generator.num_latents(request) and all(path.exists() for path in paths):
+        say(f"{', '.join(stem.name for stem in stems)}: there already")
+        return paths
+    num_saved = pipe.generator.num_whole(request, num_saved)
+    for saved in ids:
+        saved.keep(num_saved)
+    if num_saved:
+        say(f"going on after {num_saved} latent frames that were saved")
+    progress = _Progress(pipe, len(prompts), job.sampling)
+    with contextlib.ExitStack() as stack:
+        for index, file in enumerate(files):
+            stack.enter_context(file)
+            if request.start is not None:
+                file.write(request.start[index, : request.num_frames])
+        pieces = pipe.generator.roll_out(request, np.stack([saved.read() for saved in ids]))
+        for count, piece in enumerate(pieces):
+            for index, (file, saved) in enumerate(zip(files, ids, strict=True)):
+                if count >= num_saved:
+                    saved.append(piece.ids[index])
+                file.write(piece.frames[index])
+            progress.add(piece.frames.shape[1], is_new=count >= num_saved)
     progress.close()
+    for path in paths:
+        say(f"wrote {path}")
+    return paths
+
+
+def _decode(job: SampleJob, model_path: Path, workdir: Path) -> list[Path]:
+    """Make the videos of saved ids, a file or all of a folder's."""
+    path = Path(job.decode)
+    found = sorted(path.glob("*.ids")) if path.is_dir() else [path]
+    if not found:
+        raise ValueError(f"There is no file of ids in {path}: sampling leaves them beside its videos, NAME.ids.")
+    tokenizer = pipeline.load_tokenizer(model_path)
+    paths = []
+    for saved in map(SavedIds, found):
+        request, pieces = pipeline.show_saved(saved, tokenizer)
+        files = SampleFiles(workdir / "samples" / saved.path.stem, request.num_frames, saved.origin.fps, _outputs(job))
+        with files:
+            if saved.start is not None:
+                files.write(saved.start[: request.num_frames])
+            for piece in pieces:
+                files.write(piece.frames[0])
+        for path in files.paths:
+            say(f"wrote {path}")
+        paths += files.paths
+    return paths
+
+
+class _Progress:
+    """Frames and ids a second on the screen, and the time left."""
+
+    def __init__(self, pipe: pipeline.Pipeline, batch: int, sampling: SamplingConfig):
+        self._total, self._batch, self._ids_per_frame = pipe.num_frames(sampling), batch, pipe.ids_per_frame
+        self._report = ProgressReport(f"sampling {batch} x {sampling.seconds:g} s", self._total)
+        self._done = self._before = 0
+        self._begin, self._reported = None, 0.0
+        say("compiling the sampler")
+
+    def add(self, num_frames: int, is_new: bool = True) -> None:
+        """Count frames of each video; what is not new was saved."""
+        now = time.perf_counter()
+        self._done += num_frames
+        if self._begin is None:  # the first frames are mostly compilation
+            self._before = self._done
+            self._begin = now if is_new else None
+            return
+        if now - self._reported > _REPORT_EVERY or self._done >= self._total:
+            rate = (self._done - self._before) / (now - self._begin)
+            left = datetime.timedelta(seconds=round(max(0, self._total - self._done) / rate))
+            frames, ids = rate * self._batch, rate * self._batch * self._ids_per_frame
+            self._report.report(self._done, f"frames, {frames:.1f} frames/s, {ids:,.0f} ids/s, {left} left")
+            self._reported = now
+
+    def close(self) -> None:
+        self._report.close()
+
+
+def _options(sampling: SamplingConfig) -> dict:
+    return {name: getattr(sampling, name) for name in sampling.__dataclass_fields__}
+
+
+def _outputs(job: SampleJob) -> tuple[str, ...]:
+    return tuple(job.outputs.split("|"))
 
 
 def _read_start(job: SampleJob, pipe: pipeline.Pipeline) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """What sampling leaves of a video: mp4, gif, frames and a contact sheet, written as its frames come."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ _SHEET_ROWS, _SHEET_COLUMNS = 5, 12
 class SampleFiles:
     """The files of one video, ``stem`` with an extension each; memory does not grow with the video.
 
-    Where a ``with`` block fails, what was written stays: see ``VideoWriter``.
+    Where a ``with`` block fails, what was written stays, as ``VideoWriter`` says; frames in a folder ``stem``.part.
     """
 
     def __init__(self, stem: Path, num_frames: int, fps: float, outputs: tuple[str, ...]):
@@ -31,6 +32,7 @@ class SampleFiles:
             if kind in sides
         ]
         self._folder = stem if "frames" in outputs else None
+        self._part = stem.with_name(f"{stem.name}.part")
         self._sheet = _Sheet(stem.with_name(f"{stem.name}.png"), num_frames) if "sheet" in outputs else None
         self._count = 0
 
@@ -42,6 +44,7 @@ class SampleFiles:
         return paths if self._folder is None else [*paths, self._folder]
 
     def __enter__(self) -> "SampleFiles":
+        shutil.rmtree(self._part, ignore_errors=True)
         return self
 
     def __exit__(self, error: type | None, *_) -> None:
@@ -49,6 +52,9 @@ class SampleFiles:
             writer.close(is_whole=error is None)
         if self._sheet is not None and error is None:
             self._sheet.write()
+        if self._folder is not None and error is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._part.replace(self._folder)
 
     def write(self, frames: Video) -> None:
         """Append frames, uint8 [frames, height, width, 3]."""
@@ -56,7 +62,7 @@ class SampleFiles:
             writer.write(frames)
         for index, frame in enumerate(frames, start=self._count):
             if self._folder is not None:
-                write_image(self._folder / f"{index:06d}.png", frame)
+                write_image(self._part / f"{index:06d}.png", frame)
             if self._sheet is not None:
                 self._sheet.see(index, frame)
         self._count += len(frames)

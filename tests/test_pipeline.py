@@ -29,7 +29,7 @@ def pipe():
 
 
 def compilations(pipe) -> tuple[int, ...]:
-    decoders = pipe._generator._decoders.values()
+    decoders = pipe.generator._decoders.values()
     return tuple(f._cache_size() for decoder in decoders for f in (decoder.prefill, decoder.decode))
 
 
@@ -83,8 +83,7 @@ def test_a_round_starts_from_the_last_frames_encoded_again(pipe):
 def test_what_a_round_starts_from(continuation, pipe):
     """The second and third rounds, made by hand from the ids and frames before them; a clip has 5 latent frames."""
     options = dict(seconds=43 / 6.5, top_k=1, continuation=continuation, window_latents=2)
-    generator = pipe._generator
-    request, _ = pipe._request(PROMPT, 0, None, None, options)
+    generator, request = pipe.generator, pipe.request(PROMPT, **options)
     pieces = list(generator.roll_out(request))
     ids, frames = np.concatenate([p.ids for p in pieces]), np.concatenate([p.frames[0] for p in pieces])
     encode, decode = generator.tokenizer.encode, generator.tokenizer.decode

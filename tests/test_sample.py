@@ -16,7 +16,7 @@ from loong_jax.config import (
     SampleJob,
     SamplingConfig,
 )
-from loong_jax.data.prompts import read_prompts
+from loong_jax.data.prompts import parse_prompt, read_prompts
 from loong_jax.pipeline import Pipeline
 from loong_jax.sample import run_sample
 from loong_jax.sampling.long_video import Generator, Piece
@@ -39,12 +39,13 @@ def rolled_out(monkeypatch) -> list:
     """Without a model: five frames at a time. Holds the requests."""
     calls = []
 
-    def roll_out(self, request):
+    def roll_out(self, request, saved=None):
         calls.append(request)
         given = 0 if request.start is None else request.start.shape[1]
         for first in range(given, request.num_frames, 5):
             count = min(5, request.num_frames - first)
-            yield Piece(None, np.stack([pixels(seed, first, count) for seed in request.seeds]))
+            ids = np.zeros((len(request.seeds), 4, 4), np.int32)
+            yield Piece(ids, np.stack([pixels(seed, first, count) for seed in request.seeds]))
 
     monkeypatch.setattr(Generator, "roll_out", roll_out)
     return calls
@@ -52,7 +53,7 @@ def rolled_out(monkeypatch) -> list:
 
 @pytest.fixture
 def pipe(rolled_out, monkeypatch) -> Pipeline:
-    pipe = Pipeline(JOB, None, VideoTokenizer(DEBUG_TOKENIZER, None))
+    pipe = Pipeline(JOB, None, VideoTokenizer(DEBUG_TOKENIZER, {}))
     monkeypatch.setattr(pipeline, "load", lambda workdir, mesh: pipe)
     return pipe
 
@@ -76,7 +77,7 @@ def test_every_prompt_has_its_files(pipe, rolled_out, tmp_path, capsys):
     folder = tmp_path / "samples"
     kinds = (".mp4", ".gif", ".png", "")
     assert files == [folder / f"{name}{kind}" for name in names for kind in kinds]
-    assert sorted(folder.iterdir()) == sorted(files)
+    assert sorted(folder.iterdir()) == sorted([*files, *(folder / f"{name}.ids" for name in names)])
     for index, name in enumerate(names):
         expected = pixels(2 + index, 0, 13)
         for kind, error in ((".mp4", 3), (".gif", 0)):
@@ -91,7 +92,7 @@ def test_every_prompt_has_its_files(pipe, rolled_out, tmp_path, capsys):
 def test_what_is_written_is_kept_when_a_later_one_fails(pipe, monkeypatch, tmp_path):
     whole = Generator.roll_out
 
-    def failing(self, request):
+    def failing(self, request, saved=None):
         for piece in whole(self, request):
             yield piece
             if 1 in request.seeds:
@@ -103,8 +104,8 @@ def test_what_is_written_is_kept_when_a_later_one_fails(pipe, monkeypatch, tmp_p
     folder = tmp_path / "samples"
     assert len(grays(folder / "00_one_seed0.mp4")) == 13
     np.testing.assert_allclose(grays(folder / "01_two_seed1.part.mp4"), pixels(1, 0, 5)[:, 0, 0, 0], atol=3)
-    assert len(list((folder / "01_two_seed1").iterdir())) == 5
-    assert not (folder / "01_two_seed1.mp4").exists()
+    assert len(list((folder / "01_two_seed1.part").iterdir())) == 5
+    assert not (folder / "01_two_seed1.mp4").exists() and not (folder / "01_two_seed1").exists()
 
 
 def test_an_image_or_a_video_to_start_from(pipe, tmp_path):
@@ -119,6 +120,8 @@ def test_an_image_or_a_video_to_start_from(pipe, tmp_path):
 
 def test_prompts_from_a_line_a_file_and_standard_input(tmp_path, monkeypatch):
     assert read_prompts(" a | b|| ") == ["a", "b"]
+    assert parse_prompt("a @home s") == "a @home s"
+    assert parse_prompt("a 7 @2.5s b @10s c") == [(0.0, "a 7"), (2.5, "b"), (10.0, "c")]
     (tmp_path / "p.txt").write_bytes("\ufeffa | b\r\n\r\nc".encode())
     assert read_prompts("unused", str(tmp_path / "p.txt")) == ["a | b", "c"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"d\ne\n")))

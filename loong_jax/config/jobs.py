@@ -132,6 +132,7 @@ class SampleJob:
     outputs: str = "mp4|gif|sheet"  # of each video; also "frames", a PNG each
     image: str = ""  # file whose picture is the first frame
     video: str = ""  # or file to go on from
+    decode: str = ""  # instead of sampling, make videos of saved ids: a file, NAME.ids, or a folder of them
     sampling: SamplingConfig = SamplingConfig()
     mesh: MeshConfig = MeshConfig()
 

@@ -1,5 +1,6 @@
 """Prompts as users write them: on the command line, in a file, or on standard input."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -23,6 +24,17 @@ def read_prompts(line: str, file: str = "") -> list[str]:
     if not prompts:
         raise ValueError(f"There is no prompt in {origin}: give some text.")
     return prompts
+
+
+def parse_prompt(line: str) -> str | list[tuple[float, str]]:
+    """A prompt as ``Pipeline`` takes it: "a red 7 @20s a blue 3" shows another text from second 20 on."""
+    text, *rest = re.split(r"\s@(\d+(?:\.\d+)?)s\s", line)
+    if not rest:
+        return line
+    return [
+        (0.0, text.strip()),
+        *((float(second), text.strip()) for second, text in zip(rest[::2], rest[1::2], strict=True)),
+    ]
 
 
 def _content(file: str) -> bytes:

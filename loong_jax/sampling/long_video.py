@@ -1,7 +1,8 @@
 """Video of any length: rounds of one clip each, every one starting from what ``continuation`` keeps of those before."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -73,30 +74,39 @@ class Generator:
         self._decoder(request)
 
     def _plan(self, request: Request) -> Iterator[Round]:
-        num_given = 0 if request.start is None else request.start.shape[1]
-        return plan_rounds(
-            request.sampling, self.tokenizer.config, self.grid.frames, request.num_frames, num_given, request.changes
-        )
+        return _plan(request, self.tokenizer, self.grid)
 
-    def roll_out(self, request: Request) -> Iterator[Piece]:
-        """Sample the videos, a latent frame at a time; the last one's frames are cut to ``num_frames``."""
-        history = History(request.sampling, self.tokenizer)
-        decoder, shown = _PixelDecoder(self.tokenizer), 0
-        if request.start is not None:
-            shown, ids = request.start.shape[1], self.tokenizer.encode(request.start)
-            history.add(ids, request.start)
-            decoder.start_from(ids)
-        sampler = self._clip_sampler(request)
-        for part in self._plan(request):
-            known = history.start(part.num_kept) if part.num_kept else None
-            if known is not None and history.is_of_pixels:
-                decoder.start_from(known)
+    def roll_out(self, request: Request, saved: Int[np.ndarray, "b n h w"] | None = None) -> Iterator[Piece]:
+        """Sample the videos, a latent frame at a time.
+
+        Args:
+            request: what to sample.
+            saved: the first ids of the same request, of ``num_whole`` latent frames: what they show is made again, and
+                from there on is sampled what would have been.
+        """
+        clips = functools.cache(lambda: self._clip_sampler(request))
+        replay = _Replay(np.zeros((0, 0), np.int32) if saved is None else saved)
+
+        def sample(part: Round, known: np.ndarray | None) -> Iterator[jax.Array | np.ndarray]:
+            if replay.num_left:
+                return replay(part, known)
             keys = [jax.random.fold_in(jax.random.key(seed), part.index) for seed in request.seeds]
-            source = sampler.sample(request.texts[part.segment], known, keys, part.num_new)
-            for piece in decoder.decode(source):
-                history.add(piece.ids[:, None], piece.frames)
-                yield Piece(piece.ids, piece.frames[:, : request.num_frames - shown])
-                shown += piece.frames.shape[1]
+            return clips().sample(request.texts[part.segment], known, keys, part.num_new)
+
+        return _unroll(request, self._plan(request), self.tokenizer, sample)
+
+    def num_latents(self, request: Request) -> int:
+        """Latent frames that are sampled."""
+        return sum(part.num_new for part in self._plan(request))
+
+    def num_whole(self, request: Request, num_saved: int) -> int:
+        """Of so many saved latent frames, those of whole rounds."""
+        whole = 0
+        for part in self._plan(request):
+            if whole + part.num_new > num_saved:
+                break
+            whole += part.num_new
+        return whole
 
     def _clip_sampler(self, request: Request) -> ClipSampler:
         shape, decoder = self._decoder(request)
@@ -128,6 +138,65 @@ class Generator:
                 frame_steps=shape.grid.ids_per_frame,
             )
         return shape, self._decoders[shape]
+
+
+def show(
+    request: Request, saved: Int[np.ndarray, "b n h w"], tokenizer: VideoTokenizer, grid: LatentGrid
+) -> Iterator[Piece]:
+    """The videos of saved ids, as many as there are, without the model that sampled them.
+
+    Args:
+        request: what was sampled; its texts and seeds are not used.
+        saved: ids as they came.
+        tokenizer: of the model.
+        grid: of the model's clips.
+    """
+    return _unroll(request, _plan(request, tokenizer, grid), tokenizer, _Replay(saved))
+
+
+def _plan(request: Request, tokenizer: VideoTokenizer, grid: LatentGrid) -> Iterator[Round]:
+    num_given = 0 if request.start is None else request.start.shape[1]
+    return plan_rounds(request.sampling, tokenizer.config, grid.frames, request.num_frames, num_given, request.changes)
+
+
+def _unroll(request: Request, plan: Iterator[Round], tokenizer: VideoTokenizer, sample: Callable) -> Iterator[Piece]:
+    """The latent frames that ``sample(round, known)`` gives for every round, and their frames.
+
+    ``known`` are the ids that a round starts from. The last latent frame's frames are cut to ``num_frames``; where
+    there are fewer latent frames than planned, the video ends with them.
+    """
+    history = History(request.sampling, tokenizer)
+    decoder, shown = _PixelDecoder(tokenizer), 0
+    if request.start is not None:
+        shown, ids = request.start.shape[1], tokenizer.encode(request.start)
+        history.add(ids, request.start)
+        decoder.start_from(ids)
+    for part in plan:
+        known = history.start(part.num_kept) if part.num_kept else None
+        if known is not None and history.is_of_pixels:
+            decoder.start_from(known)
+        count = 0
+        for piece in decoder.decode(sample(part, known)):
+            history.add(piece.ids[:, None], piece.frames)
+            yield Piece(piece.ids, piece.frames[:, : request.num_frames - shown])
+            shown, count = shown + piece.frames.shape[1], count + 1
+        if count < part.num_new:
+            return
+
+
+class _Replay:
+    """In place of sampling, ids that there are."""
+
+    def __init__(self, ids: Int[np.ndarray, "b n h w"]):
+        self._ids = ids
+
+    @property
+    def num_left(self) -> int:
+        return self._ids.shape[1]
+
+    def __call__(self, part: Round, known: np.ndarray | None) -> Iterator[Int[np.ndarray, "b h w"]]:
+        ids, self._ids = self._ids[:, : part.num_new], self._ids[:, part.num_new :]
+        return iter(ids.swapaxes(0, 1))
 
 
 class _PixelDecoder:
