@@ -158,6 +158,7 @@ IMPOSSIBLE = [
     ],
     (SamplingConfig, {"reencode_frames": 0}, "reencode_frames", 0, POSITIVE),
     (SamplingConfig, {"window_latents": 0}, "window_latents", 0, POSITIVE),
+    (SamplingConfig, {"candidates": 0}, "candidates", 0, POSITIVE),
     (SamplingConfig, {"sink_latents": -1}, "sink_latents", -1, NOT_NEGATIVE),
     (
         SamplingConfig,

@@ -5,11 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from loong_jax.config import DEBUG_TOKENIZER, DEBUG_TRANSFORMER, ConfigError, DataConfig, LanguageModelJob
+from loong_jax.data.sequences import prompt_ids
 from loong_jax.models import transformer
 from loong_jax.pipeline import Pipeline
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
+from loong_jax.vocab import Vocabulary
 
 JOB = LanguageModelJob(
     model=dataclasses.replace(DEBUG_TRANSFORMER, max_length=128),
@@ -132,6 +135,36 @@ def test_a_text_holds_from_its_second_on(pipe):
     assert (video != pipe(PROMPT, seconds=20 / 6.5, top_k=1)).any()
     both = pipe([script, [(0, "a green 1"), (9 / 6.5, "a red 2")]], seconds=20 / 6.5, top_k=1)
     np.testing.assert_allclose(both[0].astype(int), video.astype(int), atol=1)
+
+
+def test_of_several_candidates_the_likeliest_is_kept(pipe):
+    """Against each candidate by itself, scored by the model's forward pass of the whole clip, with guidance or not."""
+    for scale in (1.0, 2.0):
+        options = dict(seconds=CLIP, temperature=1.5, guidance_scale=scale)
+        request = pipe.request([PROMPT, "a blue 3"], **options)
+        keys = [
+            [jax.random.fold_in(jax.random.key(seed), 2**24 * candidate) for seed in (0, 1)] for candidate in range(3)
+        ]
+        sampler = pipe.generator._clip_sampler(request)
+        alone = [np.stack(list(sampler.sample(request.texts[0], None, of, 5)), axis=1) for of in keys]
+        scores = np.stack([likelihoods(pipe, request.texts[0], codes) for codes in alone])
+        found = pipe.generator.roll_out(pipe.request([PROMPT, "a blue 3"], **options, candidates=3))
+        found = np.stack([piece.ids for piece in found], axis=1)
+        for video, best in enumerate(scores.argmax(axis=0)):
+            np.testing.assert_array_equal(found[video], alone[best][video])
+    assert len(set(scores.argmax(axis=0))) == 2  # not always the same one
+
+
+def likelihoods(pipe, texts, codes) -> np.ndarray:
+    """Log-likelihood of the codes of each video after its text."""
+    model = nnx.merge(transformer.abstract_params(JOB.model)[0], pipe._params)
+    scores = []
+    for text, ids in zip(texts, codes.reshape(len(codes), -1), strict=True):
+        sequence = np.concatenate([prompt_ids(text, Vocabulary(32000, 64)), 32000 + ids])[None]
+        hidden = model.hidden(sequence, np.arange(sequence.size)[None], None)
+        logits = np.asarray(model.logits(hidden, 32000, 32064), np.float64)[0, -len(ids) - 1 : -1]
+        scores.append((logits[np.arange(len(ids)), ids] - np.logaddexp.reduce(logits, axis=1)).sum())
+    return np.array(scores)
 
 
 def test_a_negative_prompt_takes_the_place_of_the_null_text(pipe):

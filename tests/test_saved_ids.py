@@ -21,7 +21,8 @@ from loong_jax.sample import run_sample
 from loong_jax.sampling.long_video import Generator
 from loong_jax.sampling.saved_ids import SavedIds
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
-from loong_jax.video import read_video, write_image
+from loong_jax.video import write_image
+from loong_jax.video_file import read_video
 
 MODEL = LanguageModelJob(
     model=dataclasses.replace(DEBUG_TRANSFORMER, max_length=128),

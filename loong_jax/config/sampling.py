@@ -36,6 +36,7 @@ class SamplingConfig:
     reencode_frames: int = 5  # pixel frames carried into the next round; of "ids" those whose ids are
     sink_latents: int = 1  # of "window": latent frames from the video's beginning
     window_latents: int = 8  # and from its end so far
+    candidates: int = 1  # of each round, of which the likeliest is kept; frames then come by the round
     # Of the rounds that continue a video, where errors add up; 0: those above.
     continuation_temperature: Schedule = 0.0
     continuation_guidance_scale: Schedule = 0.0
@@ -55,7 +56,7 @@ class SamplingConfig:
         return any(scale != 1 for own in (self, self.continuing) for scale in by_frame(own.guidance_scale))
 
     def __post_init__(self):
-        require_positive(self, "seconds", "reencode_frames", "window_latents")
+        require_positive(self, "seconds", "reencode_frames", "window_latents", "candidates")
         require_not_negative(self, "sink_latents")
         require_choice("sampling.continuation", self.continuation, ("reencode", "anchor", "ids", "window"))
         require(self.seconds <= _LONGEST, "sampling.seconds", self.seconds, f"at most {_LONGEST}, a day")

@@ -20,10 +20,11 @@ _NUM_MARKERS = 3  # begin_text, end_text, begin_video
 
 @dataclasses.dataclass(frozen=True)
 class ClipShape:
-    """What a decoder is compiled for: clips of ``grid`` for ``batch`` prompts of at most ``max_text_ids``."""
+    """What a decoder is compiled for: ``batch`` clips of ``grid`` from prompts of at most ``max_text_ids``."""
 
     grid: LatentGrid
     batch: int
+    candidates: int  # of which so many are of the same prompt, and the likeliest is wanted
     is_guided: bool  # two rows a prompt, of which the second has the text that is to be avoided
     max_text_ids: int
     max_known: int  # latent frames that a clip may start with
@@ -72,27 +73,44 @@ class ClipSampler:
     ) -> Iterator[Int[jax.Array, "b h w"]]:
         """``num_new`` latent frames of a clip that starts with ``known``, or of one at the beginning of a video.
 
-        A frame is yielded as soon as its computation has been started. Fewer prompts than the shape has are made up for
-        with copies of the last.
+        A frame is yielded as soon as its computation has been started; of several candidates those of the likeliest
+        one, once all have been sampled. Fewer clips than the shape has are made up for with copies of the last.
+
+        Args:
+            texts: ids of a prompt for each video.
+            known: ids of each video; None at its beginning.
+            keys: for each video, of each of its candidates.
+            num_new: latent frames; with the known ones no more than a clip has.
         """
-        grid, batch = self._shape.grid, len(texts)
+        frames = self._sample(texts, known, keys, num_new)
+        if self._shape.candidates == 1:
+            yield from (codes for codes, *_ in frames)
+            return
+        codes, likelihoods = zip(*frames, strict=True)
+        every = np.stack(codes, axis=1).reshape(len(texts), self._shape.candidates, num_new, *codes[0].shape[1:])
+        best = np.sum(likelihoods, axis=0).reshape(len(texts), -1).argmax(axis=1)
+        yield from every[np.arange(len(texts)), best].swapaxes(0, 1)
+
+    def _sample(self, texts, known, keys, num_new) -> Iterator[tuple[jax.Array, ...]]:
+        """Latent frames of all candidates, with their log-likelihoods where there are several."""
+        grid, batch = self._shape.grid, len(keys)
         rules = self._rules[known is not None]
         num_known = 0 if known is None else known.shape[1]
-        known = np.zeros((batch, 0), np.int32) if known is None else known.reshape(batch, -1)
+        known = np.zeros((len(texts), 0), np.int32) if known is None else known.reshape(len(texts), -1)
         of = np.minimum(np.arange(self._shape.batch), batch - 1)
         sequences = []
-        for index in of:
+        for index in of // self._shape.candidates:
             for text in [texts[index], self._negative][: 2 if self._shape.is_guided else 1]:
                 sequences.append((self._prompt(text), self._vocabulary.video_start + known[index]))
         tokens, positions, valid, following = self._left_padded(sequences)
         keys, steps = jnp.stack([keys[index] for index in of]), grid.ids_per_frame
         cache, logits, codes = self._decoder.prefill(self._params, self._cache, tokens, positions, valid)
         for index, rule in enumerate(rules[num_known : num_known + num_new]):
-            cache, logits, codes = self._decoder.decode(
+            cache, logits, codes, *likelihood = self._decoder.decode(
                 self._params, cache, logits, codes, following, index * steps, steps, keys, rule
             )
             self._cache = cache
-            yield codes[:batch].reshape(batch, grid.height, grid.width)
+            yield codes[:batch].reshape(batch, grid.height, grid.width), *(part[:batch] for part in likelihood)
 
     def _prompt(self, text: list[int] | None) -> list[int]:
         return prompt_ids(None if text is None else text[: self._shape.max_text_ids], self._vocabulary)

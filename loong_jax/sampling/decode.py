@@ -53,8 +53,12 @@ def make_decoder(
     prompt_slots: int,
     max_steps: int,
     frame_steps: int,
+    is_ranked: bool = False,
 ) -> Decoder:
     """Build the decoder for ``batch`` prompts; nothing is compiled until it is called.
+
+    With ``is_ranked``, ``decode`` returns besides the log-likelihood of the codes that it has sampled, float32 [batch]:
+    given the prompt, at temperature 1 and without guidance.
 
     Raises:
         ConfigError: the mesh does not divide the rows or heads.
@@ -91,7 +95,9 @@ def make_decoder(
         codes = jnp.where((places >= 0) & (codes < config.num_video_ids), jnp.maximum(codes, -1), -1)
         return cache, logits, codes[:: rows // batch]
 
-    @partial(jax.jit, donate_argnums=(1, 2), out_shardings=(cache_shardings, by_row, by_prompt))
+    likelihoods = [sharding.named_sharding(mesh, ("batch",), (batch,))] * is_ranked
+
+    @partial(jax.jit, donate_argnums=(1, 2), out_shardings=(cache_shardings, by_row, by_prompt, *likelihoods))
     def decode(
         params: Any,
         cache: KVCache,
@@ -106,20 +112,25 @@ def make_decoder(
         model = nnx.merge(graphdef, params)
 
         def step(index, carry):
-            cache, logits, codes = carry
+            cache, logits, codes, *likelihood = carry
+            odds = logits.reshape(batch, rows // batch, -1)[:, 0]
             if is_guided:
                 pairs = logits.reshape(batch, 2, -1)
                 logits = guide(pairs[:, 0], pairs[:, 1], rule.guidance_scale)
             before = jax.lax.dynamic_index_in_dim(codes, index - start, axis=1, keepdims=False)
             logits = discourage(logits, before, rule.repetition_penalty)
             code = choose(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, rule)
+            if is_ranked:
+                drawn = jnp.take_along_axis(jax.nn.log_softmax(odds), code[:, None], axis=1)
+                likelihood = [likelihood[0] + drawn[:, 0]]
             codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, index - start))
             tokens = (first + code).repeat(rows // batch)[:, None]
             place = jax.lax.dynamic_slice_in_dim(positions, index, 1, axis=1)
             hidden, cache = model.extend(tokens, place, jnp.ones_like(tokens, bool), cache, prompt_slots + index)
-            return cache, model.logits(hidden[:, 0], 0, config.num_video_ids), codes
+            return cache, model.logits(hidden[:, 0], 0, config.num_video_ids), codes, *likelihood
 
-        return jax.lax.fori_loop(start, start + num_steps, step, (cache, logits, codes))
+        likelihood = [jnp.zeros(batch)] * is_ranked
+        return jax.lax.fori_loop(start, start + num_steps, step, (cache, logits, codes, *likelihood))
 
     def new_cache() -> KVCache:
         return jax.jit(lambda: KVCache.zeros(config, rows, slots, dtype), out_shardings=cache_shardings)()

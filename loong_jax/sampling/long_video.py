@@ -19,6 +19,8 @@ from loong_jax.sampling.rounds import Round, most_kept, plan_rounds
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.vocab import LatentGrid, Vocabulary
 
+_MOST_ROUNDS = 2**24  # the keys of another candidate come after those of so many rounds
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -90,7 +92,11 @@ class Generator:
         def sample(part: Round, known: np.ndarray | None) -> Iterator[jax.Array | np.ndarray]:
             if replay.num_left:
                 return replay(part, known)
-            keys = [jax.random.fold_in(jax.random.key(seed), part.index) for seed in request.seeds]
+            keys = [
+                jax.random.fold_in(jax.random.key(seed), part.index + candidate * _MOST_ROUNDS)
+                for seed in request.seeds
+                for candidate in range(request.sampling.candidates)
+            ]
             return clips().sample(request.texts[part.segment], known, keys, part.num_new)
 
         return _unroll(request, self._plan(request), self.tokenizer, sample)
@@ -118,10 +124,10 @@ class Generator:
 
     def _decoder(self, request: Request) -> tuple[ClipShape, Decoder]:
         """The compiled functions for such requests, which are kept for later ones."""
-        batch = len(request.seeds)
+        batch, candidates = len(request.seeds) * request.sampling.candidates, request.sampling.candidates
         batch += -batch % sharding.num_parts(self._mesh, "batch")  # the devices share the rows evenly
         most = most_kept(request.sampling, self.tokenizer.config)
-        shape = ClipShape(self.grid, batch, request.sampling.is_guided, self.max_text_ids, most)
+        shape = ClipShape(self.grid, batch, candidates, request.sampling.is_guided, self.max_text_ids, most)
         if shape.length > self._model.max_length:
             raise ConfigError(
                 f"A prompt of {shape.max_text_ids} ids and a clip of {shape.grid.num_ids} need {shape.length} places, "
@@ -136,6 +142,7 @@ class Generator:
                 prompt_slots=shape.prompt_slots,
                 max_steps=shape.grid.num_ids,
                 frame_steps=shape.grid.ids_per_frame,
+                is_ranked=candidates > 1,
             )
         return shape, self._decoders[shape]
 

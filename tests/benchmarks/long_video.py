@@ -1,0 +1,123 @@
+"""Time and memory for each second of a long video, and what can be seen where its rounds join.
+
+    python tests/benchmarks/long_video.py                              # the demo's model, untrained; minutes on a CPU
+    python tests/benchmarks/long_video.py --model=runs/demo/stage3     # a trained one, whose seams mean something
+
+First videos of 10, 60 and 600 s, each length in a process of its own. Then, for every ``sampling.continuation``, how
+much a frame differs from the one before it where a round begins and elsewhere, and the PSNR of the frames that a round
+starts from, as it decodes them, to those that were shown.
+"""
+
+import argparse
+import dataclasses
+import multiprocessing
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import loong_jax
+from loong_jax.config import SamplingConfig
+from loong_jax.config_dict import load_job
+from loong_jax.evaluation.reconstruction import psnr
+from loong_jax.models import transformer
+from loong_jax.sampling.rounds import plan_rounds
+from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
+
+DEMO = load_job(Path(__file__).parents[2] / "configs", "demo")
+PROMPTS = [f"a {color} {digit} moves left" for digit, color in enumerate(("red", "blue", "green", "red"), start=2)]
+LENGTHS = {10: 6, 60: 3, 600: 1}  # seconds, and how often
+WAYS = ("reencode", "anchor", "ids", "window")
+
+
+def load(path: str) -> loong_jax.Pipeline:
+    """The model in ``path``, or the demo's with random weights."""
+    if path:
+        return loong_jax.load(path)
+    job = DEMO.stage3
+    params = transformer.init_params(job.model, jax.random.key(0))
+    return loong_jax.Pipeline(job, params, VideoTokenizer.untrained(DEMO.tokenizer.tokenizer))
+
+
+def options(**changed) -> dict:
+    return dataclasses.asdict(dataclasses.replace(DEMO.sample.sampling, **changed))
+
+
+def measure(path: str, seconds: float, times: int, queue) -> None:
+    """Seconds on the clock and of the processor for each second of video, to the first frame, and MiB."""
+    pipe = load(path)
+
+    def run() -> tuple[float, float, float]:
+        clock, processor = time.perf_counter(), time.process_time()
+        stream = pipe.stream(PROMPTS[0], **options(seconds=seconds))
+        count = len(next(stream))
+        first = time.perf_counter() - clock
+        count += sum(len(frames) for frames in stream)
+        assert count == round(seconds * pipe.fps)
+        return (time.perf_counter() - clock) / seconds, (time.process_time() - processor) / seconds, first
+
+    list(pipe.stream(PROMPTS[0], **options(seconds=20.0)))  # compiles
+    runs = np.array([run() for _ in range(times)])
+    queue.put((*np.median(runs, axis=0), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def lengths(path: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    found = {}
+    for seconds, times in LENGTHS.items():
+        queue = context.Queue()
+        process = context.Process(target=measure, args=(path, seconds, times, queue))
+        process.start()
+        found[seconds] = queue.get(timeout=3600)
+        process.join()
+        clock, processor, first, memory = found[seconds]
+        base = found[min(LENGTHS)]
+        print(
+            f"{seconds} s: {clock:.3f} s for each second of video ({clock / base[0] - 1:+.1%}), "
+            f"{processor:.3f} s of the processor ({processor / base[1] - 1:+.1%}), first frame after {first:.3f} s, "
+            f"{memory:.0f} MiB at most ({memory / base[3] - 1:+.1%})",
+            flush=True,
+        )
+
+
+def seams(pipe: loong_jax.Pipeline, seconds: float) -> None:
+    tokenizer = pipe.generator.tokenizer
+    for way in WAYS:
+        sampling = SamplingConfig(**options(seconds=seconds, continuation=way))
+        videos = pipe(PROMPTS, **options(seconds=seconds, continuation=way)).astype(np.float32)
+        starts, latents = [], 0
+        for part in plan_rounds(sampling, tokenizer.config, pipe.generator.grid.frames, videos.shape[1]):
+            starts.append(tokenizer.config.pixel_frames(latents) if latents else 0)
+            latents += part.num_new
+        change = np.abs(np.diff(videos, axis=1)).mean(axis=(0, 2, 3, 4))  # [t] between t and t + 1
+        borders = np.array(starts[1:]) - 1
+        inside = np.setdiff1d(np.arange(starts[1], len(change)), borders)
+        overlaps = []
+        for start in starts[1:] if way in ("reencode", "anchor") else []:
+            kept = videos[:, start - sampling.reencode_frames : start].astype(np.uint8)
+            if way == "anchor":
+                kept[:, 0] = videos[:, 0]
+            overlaps.append(psnr(kept, tokenizer.decode(tokenizer.encode(kept))).mean())
+        again = f"{statistics.mean(overlaps):.1f} dB" if overlaps else "the same frames"
+        print(
+            f"{way}: a frame's change {change[borders].mean():.2f} where a round begins, {change[inside].mean():.2f} "
+            f"elsewhere ({change[borders].mean() / change[inside].mean():.2f}); overlap {again}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="", help="workdir of a language-model training")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the videos whose seams are measured")
+    arguments = parser.parse_args()
+    print(jax.devices()[0].device_kind)
+    lengths(arguments.model)
+    seams(load(arguments.model), arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()
