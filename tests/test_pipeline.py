@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -24,11 +25,19 @@ PROMPT = "a red 7 moves left"
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def pipe_on_a_mesh():
+    """On eight devices."""
     tokenizer = VideoTokenizer.untrained(DEBUG_TOKENIZER)
     # Large weights, so that the next id depends on those before it.
     params = jax.tree.map(lambda p: p if p.ndim == 1 else 10 * p, transformer.init_params(JOB.model, jax.random.key(0)))
     return Pipeline(JOB, params, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def pipe(pipe_on_a_mesh):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+        return Pipeline(JOB, pipe_on_a_mesh._params, pipe_on_a_mesh.generator.tokenizer)
 
 
 def compilations(pipe) -> tuple[int, ...]:
@@ -138,31 +147,32 @@ def test_a_text_holds_from_its_second_on(pipe):
 
 
 def test_of_several_candidates_the_likeliest_is_kept(pipe):
-    """Against each candidate by itself, scored by the model's forward pass of the whole clip, with guidance or not."""
-    for scale in (1.0, 2.0):
-        options = dict(seconds=CLIP, temperature=1.5, guidance_scale=scale)
-        request = pipe.request([PROMPT, "a blue 3"], **options)
-        keys = [
-            [jax.random.fold_in(jax.random.key(seed), 2**24 * candidate) for seed in (0, 1)] for candidate in range(3)
-        ]
-        sampler = pipe.generator._clip_sampler(request)
-        alone = [np.stack(list(sampler.sample(request.texts[0], None, of, 5)), axis=1) for of in keys]
-        scores = np.stack([likelihoods(pipe, request.texts[0], codes) for codes in alone])
-        found = pipe.generator.roll_out(pipe.request([PROMPT, "a blue 3"], **options, candidates=3))
-        found = np.stack([piece.ids for piece in found], axis=1)
-        for video, best in enumerate(scores.argmax(axis=0)):
-            np.testing.assert_array_equal(found[video], alone[best][video])
+    """Against each candidate by itself, scored by the model's forward pass of the whole clip; with guidance."""
+    options = dict(seconds=CLIP, temperature=1.5, guidance_scale=2.0)
+    request = pipe.request([PROMPT, "a blue 3"], **options)
+    keys = [[jax.random.fold_in(jax.random.key(seed), 2**24 * candidate) for seed in (0, 1)] for candidate in range(3)]
+    sampler = pipe.generator._clip_sampler(request)
+    alone = [np.stack(list(sampler.sample(request.texts[0], None, of, 5)), axis=1) for of in keys]
+    scores = np.stack([likelihoods(pipe, request.texts[0], codes) for codes in alone])
+    found = pipe.generator.roll_out(pipe.request([PROMPT, "a blue 3"], **options, candidates=3))
+    found = np.stack([piece.ids for piece in found], axis=1)
+    for video, best in enumerate(scores.argmax(axis=0)):
+        np.testing.assert_array_equal(found[video], alone[best][video])
     assert len(set(scores.argmax(axis=0))) == 2  # not always the same one
 
 
 def likelihoods(pipe, texts, codes) -> np.ndarray:
     """Log-likelihood of the codes of each video after its text."""
     model = nnx.merge(transformer.abstract_params(JOB.model)[0], pipe._params)
+
+    @jax.jit
+    def video_logits(tokens):
+        return model.logits(model.hidden(tokens, jnp.arange(tokens.shape[1])[None], None), 32000, 32064)[0]
+
     scores = []
     for text, ids in zip(texts, codes.reshape(len(codes), -1), strict=True):
         sequence = np.concatenate([prompt_ids(text, Vocabulary(32000, 64)), 32000 + ids])[None]
-        hidden = model.hidden(sequence, np.arange(sequence.size)[None], None)
-        logits = np.asarray(model.logits(hidden, 32000, 32064), np.float64)[0, -len(ids) - 1 : -1]
+        logits = np.asarray(video_logits(sequence), np.float64)[-len(ids) - 1 : -1]
         scores.append((logits[np.arange(len(ids)), ids] - np.logaddexp.reduce(logits, axis=1)).sum())
     return np.array(scores)
 
@@ -176,9 +186,9 @@ def test_a_negative_prompt_takes_the_place_of_the_null_text(pipe):
     np.testing.assert_array_equal(same, pipe(PROMPT, seconds=1, top_k=1))
 
 
-def test_a_video_does_not_depend_on_its_batch(pipe):
+def test_a_video_does_not_depend_on_its_batch_nor_on_the_devices(pipe, pipe_on_a_mesh):
     alone = pipe("a blue 3 moves up", seed=8, seconds=SECONDS)
-    both = pipe([PROMPT, "a blue 3 moves up"], seed=7, seconds=SECONDS)
+    both = pipe_on_a_mesh([PROMPT, "a blue 3 moves up"], seed=7, seconds=SECONDS)
     assert both.shape == (2, 29, 32, 32, 3) and (both[0] != both[1]).any()
     # The same ids; sums of another batch size are rounded otherwise.
     np.testing.assert_allclose(both[1].astype(int), alone.astype(int), atol=1)

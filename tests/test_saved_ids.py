@@ -34,8 +34,10 @@ JOB = SampleJob(prompt="a red 7 @4s a blue 3", outputs="mp4|frames|sheet", sampl
 
 @pytest.fixture(scope="module")
 def model() -> Pipeline:
-    params = transformer.init_params(MODEL.model, jax.random.key(0))
-    return Pipeline(MODEL, jax.tree.map(lambda p: 4 * p, params), VideoTokenizer.untrained(DEBUG_TOKENIZER))
+    params = jax.tree.map(lambda p: 4 * p, transformer.init_params(MODEL.model, jax.random.key(0)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+        return Pipeline(MODEL, params, VideoTokenizer.untrained(DEBUG_TOKENIZER))
 
 
 @pytest.fixture

@@ -132,7 +132,5 @@ def make_decoder(
         likelihood = [jnp.zeros(batch)] * is_ranked
         return jax.lax.fori_loop(start, start + num_steps, step, (cache, logits, codes, *likelihood))
 
-    def new_cache() -> KVCache:
-        return jax.jit(lambda: KVCache.zeros(config, rows, slots, dtype), out_shardings=cache_shardings)()
-
+    new_cache = jax.jit(lambda: KVCache.zeros(config, rows, slots, dtype), out_shardings=cache_shardings)
     return Decoder(prepare, prefill, decode, new_cache)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
 from loong_jax.config import SamplingConfig, by_frame
@@ -28,7 +29,7 @@ def rules_of(config: SamplingConfig, is_continuing: bool, num_frames: int) -> li
     config = config.continuing if is_continuing else config
 
     def value(name: str, frame: int):
-        values, dtype = by_frame(getattr(config, name)), jnp.int32 if name == "top_k" else jnp.float32
+        values, dtype = by_frame(getattr(config, name)), np.int32 if name == "top_k" else np.float32
         return dtype(values[min(frame, len(values) - 1)])
 
     names = [field.name for field in dataclasses.fields(SamplingRule)]
