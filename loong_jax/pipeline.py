@@ -104,7 +104,7 @@ class Pipeline:
             seeds=[first_seed + index for index in range(len(scripts))],
             num_frames=self.num_frames(config),
             sampling=config,
-            negative=self._read(config.negative_prompt) if config.negative_prompt else None,
+            negative=self._read(_checked_text(config.negative_prompt)) if config.negative_prompt else None,
             changes=_changes(scripts[0], self.fps),
             start=self._start(image, video, config, len(scripts)),
         )

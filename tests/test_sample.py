@@ -177,6 +177,8 @@ VALUES = {
             [[1], [2, 3]],
         ],
     ),
+    "candidates": ([1, 3], [0, -1, 1.5, None]),
+    "negative_prompt": ([""], [7, None, "\udcff", b"x"]),
     "secs": ([], [1, None]),
     "codebook": ([], ["x"]),
     "self_": ([], [0]),
