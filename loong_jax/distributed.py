@@ -6,13 +6,17 @@ variables say who is who: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_
 JAX is imported where it is needed: mistakes in the settings are said at once, and the doctor runs where it is broken.
 """
 
+import itertools
 import os
 import re
 import socket
 import sys
 import threading
+import time
 
 _SHARED_TASKS = ("tokenizer", "tokenize", "language_model")
+_A_DAY = 24 * 60 * 60 * 1000  # milliseconds
+_meetings = itertools.count()
 _COUNTS = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 
 
@@ -67,6 +71,17 @@ def of_first(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def meet(what: str) -> None:
+    """Wait until all processes are here, for as long as it takes; ``what`` is the same in all.
+
+    Not by a collective, which gives up after half a minute where Gloo carries it, between CPUs.
+    """
+    if _place()[1] > 1:
+        from jax._src.distributed import global_state  # not public; see peers
+
+        global_state.client.wait_at_barrier(f"{what}, {next(_meetings)}", _A_DAY)
+
+
 def check_task(task: str) -> None:
     """Raise ValueError where several processes would all do the same work."""
     count = _place()[1]
@@ -88,6 +103,8 @@ def leave(code: int) -> None:
     if _has_joined():
         sys.stdout.flush()
         sys.stderr.flush()
+        if is_first():
+            time.sleep(1)  # JAX aborts the others when the first is gone, and they may have to say the same
         os._exit(code)
     sys.exit(code)
 

@@ -16,6 +16,12 @@ class Stopped(Ended):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
+class PeerDied(Ended):
+    """Another process of the same training is gone."""
+
+    exit_code = 4
+
+
 class GaveUp(Ended):
     """The training cannot go on by itself."""
 

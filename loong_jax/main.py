@@ -18,6 +18,7 @@ from loong_jax import config, distributed
 from loong_jax.command_line import explain, one_line
 from loong_jax.config_dict import from_config_dict, to_json_dict
 from loong_jax.endings import Ended, Stopped
+from loong_jax.peers import together
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, e.g. configs/stage2.py:debug.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
@@ -96,7 +97,8 @@ def _main(argv: list[str]) -> None:
         job = from_config_dict(_CONFIG.value)
         if _DISTRIBUTED.value and not isinstance(job, config.DoctorJob):  # which looks at one host
             distributed.connect()
-        run_job(job, Path(_WORKDIR.value))
+        with together(job):
+            run_job(job, Path(_WORKDIR.value))
     except (ValueError, OSError) as error:
         if flags.FLAGS.pdb:
             raise

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "data": {"config", "vocab", "video", "video_file"},
     "sampling": SAMPLING,
     "evaluation": SAMPLING | {"video", "video_file"},
-    "training": (SAMPLING | {"video", "evaluation", "chips", "endings"}) - {"sampling"},
+    "training": (SAMPLING | {"video", "evaluation", "chips", "endings", "distributed"}) - {"sampling"},
 }
 TOP = {
     "__init__",
@@ -45,6 +45,7 @@ TOP = {
     "doctor",
     "trials",
     "out_of_memory",
+    "peers",
 }
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from loong_jax import distributed
 from loong_jax.config import DataConfig, TokenizeJob
 from loong_jax.data.loader import read_in_order
 from loong_jax.data.sources import make_source
@@ -107,8 +107,7 @@ def tokenize(
             writer.write(shard, [row for batch in rows for row in batch])
             progress.report(indices.stop, "")
         progress.close()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"tokens in {path}")
+    distributed.meet(f"tokens in {path}")
     return TokenCache(path, meta.fingerprint, meta.text_fingerprint)
 
 
