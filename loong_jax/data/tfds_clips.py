@@ -33,24 +33,19 @@ class TfdsClips:
             ValueError: it is unknown, not prepared as ArrayRecord, or needs TensorFlow.
         """
         self.name = name
+        is_folder = Path(name).is_dir()
+        if is_folder and not (Path(name) / "features.json").is_file():
+            raise ValueError(f"{name} holds no features.json: give the folder that does, such as NAME/1.0.0 in it.")
+        if is_folder:
+            _check_classes(Path(name))
         try:
-            is_folder = Path(name).is_dir()
-            if is_folder and not (Path(name) / "features.json").is_file():
-                raise ValueError(f"{name} holds no features.json: give the folder that does, such as NAME/1.0.0 in it.")
-            if is_folder:
-                _check_classes(Path(name))
             builder = tfds.builder_from_directory(name) if is_folder else tfds.builder(name, file_format="array_record")
-            self.has_own_test = bool({"test", "validation"} & set(builder.info.splits))
+            splits, features = list(builder.info.splits), dict(builder.info.features)
+            self.has_own_test = bool({"test", "validation"} & set(splits))
             wanted = ["train"] if split == "train" or not self.has_own_test else ["test", "validation"]
-            chosen = next((known for known in wanted if known in builder.info.splits), None)
-            if not builder.info.splits:
-                raise ValueError(
-                    f"Data set {name} is not prepared: run `tfds build {name} --file_format=array_record`, or set "
-                    "TFDS_DATA_DIR to where it is."
-                )
-            if chosen is None:
-                raise ValueError(f"Data set {name} has no split train: it has {', '.join(builder.info.splits)}.")
-            self._source = builder.as_data_source(chosen)
+            chosen = next((known for known in wanted if known in splits), None)
+            self._source = builder.as_data_source(chosen) if chosen else None
+            num_examples = len(self._source) if chosen else 0
         except ModuleNotFoundError:
             raise ValueError(_NEEDS_TENSORFLOW.format(name=name)) from None
         except tfds.core.DatasetNotFoundError:
@@ -63,7 +58,18 @@ class TfdsClips:
                 f"Data set {name} is prepared, but not for random access: run "
                 f"`tfds build {name} --file_format=array_record`."
             ) from None
-        features = builder.info.features
+        except Exception as error:  # of many libraries, which its files pass through
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise ValueError(f"Data set {name} cannot be opened ({reason}): prepare it anew.") from None
+        if not splits:
+            raise ValueError(
+                f"Data set {name} is not prepared: run `tfds build {name} --file_format=array_record`, or set "
+                "TFDS_DATA_DIR to where it is."
+            )
+        if chosen is None:
+            raise ValueError(f"Data set {name} has no split train: it has {', '.join(splits)}.")
+        if not num_examples:
+            raise ValueError(f"Data set {name} has no example in its split {chosen}: prepare it anew.")
         self._content = next((field for field in _CONTENT if field in features), None)
         if self._content is None:
             raise ValueError(f"Data set {name} has none of the features {', '.join(_CONTENT)}: {', '.join(features)}.")
@@ -83,13 +89,13 @@ class TfdsClips:
         """
         try:
             example = self._source[place]
+            key = example.get("key", b"")
+            key = key.decode("utf-8", errors="replace") if isinstance(key, bytes) else str(key)
+            return Medium(key or f"{self.name}/{place}", _content(example[self._content]), self._caption_of(example))
         except ModuleNotFoundError:
             raise ValueError(_NEEDS_TENSORFLOW.format(name=self.name)) from None
-        except (ValueError, IndexError, RuntimeError, OSError) as error:
-            raise BadMedium("damaged record", f"{self.name}: {error}") from None
-        key = example.get("key", b"")
-        key = key.decode("utf-8", errors="replace") if isinstance(key, bytes) else str(key)
-        return Medium(key or f"{self.name}/{place}", _content(example[self._content]), self._caption_of(example))
+        except Exception as error:  # of many libraries, which a record passes through
+            raise BadMedium("damaged record", f"{self.name}: {type(error).__name__}: {error}") from None
 
     def _caption_of(self, example: dict) -> str:
         if self._caption is not None:

@@ -6,6 +6,7 @@ complete or absent, so a kill costs at most one, and hosts can write different o
 
 import dataclasses
 import json
+import math
 import os
 import uuid
 from collections.abc import Sequence
@@ -31,6 +32,17 @@ class CacheMeta:
     num_codes: int
     fps: float
     shard_size: int = 256
+
+    def __post_init__(self):
+        numbers = (self.num_examples, self.num_codes, self.shard_size, *self.grid)
+        if not all(type(number) is int and 0 < number < 2**48 for number in numbers) or len(self.grid) != 3:
+            raise ValueError(f"its numbers must be whole and above 0, and grid three of them; got {numbers}")
+        if not isinstance(self.fps, (int, float)) or not 0 < self.fps < math.inf:
+            raise ValueError(f"fps must be a number above 0; got {self.fps!r}")
+        if not isinstance(self.source, dict) or not all(
+            isinstance(name, str) for name in (self.fingerprint, self.text_fingerprint)
+        ):
+            raise ValueError("source must be a group, and fingerprints texts")
 
     @property
     def num_shards(self) -> int:
@@ -131,11 +143,11 @@ class TokenCache:
         if not (self._path / "meta.json").exists():
             raise ValueError(f"{path} is no token cache: it has no meta.json.")
         self.meta = _read_meta(self._path)
-        missing = TokenCacheWriter(path, self.meta).missing_shards()
-        if missing:
-            raise ValueError(
-                f"Token cache {path} lacks {len(missing)} shards: run the tokenization again to complete it."
-            )
+        # Counted first: meta.json may ask for more than could be listed.
+        lacking = self.meta.num_shards - sum(1 for _ in self._path.glob("tokens-*.array_record"))
+        lacking = lacking if lacking > 0 else len(TokenCacheWriter(path, self.meta).missing_shards())
+        if lacking:
+            raise ValueError(f"Token cache {path} lacks {lacking} shards: run the tokenization again to complete it.")
         for made_by, wanted, what in (
             (self.meta.fingerprint, fingerprint, "tokenizer"),
             (self.meta.text_fingerprint, text_fingerprint, "text tokenizer"),
@@ -173,6 +185,7 @@ class TokenCache:
             codes = np.frombuffer(record["codes"], "<u2").reshape(self.meta.grid)
             example = {"codes": codes, "text_ids": record["text_ids"], "key": record["key"]}
             made_by = record["tokenizer"]
+            _check_example(example, self.meta.num_codes)
         except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
             raise BadMedium("damaged record", f"{self._shard_of(place).name}: {error}") from None
         if made_by != self.meta.fingerprint:
@@ -194,8 +207,19 @@ def _read_meta(folder: Path) -> CacheMeta:
     try:
         values = json.loads((folder / "meta.json").read_text())
         return CacheMeta(**{**values, "grid": tuple(values["grid"])})
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder / 'meta.json'} is damaged ({error}): delete the folder to make it anew.") from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder / 'meta.json'} is damaged ({reason}): delete the folder to make it anew.") from None
+
+
+def _check_example(example: dict, num_codes: int) -> None:
+    text_ids = example["text_ids"]
+    if example["codes"].max() >= num_codes:
+        raise ValueError(f"a code is {example['codes'].max()}, and there are {num_codes}")
+    if type(text_ids) is not list or not all(type(number) is int and 0 <= number < 2**31 for number in text_ids):
+        raise ValueError("text_ids is no list of ids")
+    if not isinstance(example["key"], str):
+        raise ValueError("key is no text")
 
 
 def _check_same(folder: Path, stored: CacheMeta, wanted: CacheMeta) -> None:

@@ -131,8 +131,9 @@ def _open_parquet(shard: Path):
 
     try:
         return pyarrow.parquet.ParquetFile(shard)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{shard} cannot be read as a parquet file: {error}.") from None
+    except (pyarrow.ArrowException, OSError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{shard} cannot be read as a parquet file: {reason}.") from None
 
 
 def _from_parquet(shard: Path, row: int, most: int) -> Medium:
