@@ -24,6 +24,8 @@ from loong_jax.sampling.saved_ids import Origin, SavedIds
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.vocab import LatentGrid
 
+_LOOKED_AT = 256  # values of a parameter, by which models are told apart
+
 # What a video shows, or from which second on it shows what.
 Prompt = str | list[tuple[float, str]]
 
@@ -129,9 +131,14 @@ class Pipeline:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the model: it samples the same ids exactly where it is the same."""
-        sums = jax.device_get(jax.jit(lambda params: [x.sum() for x in jax.tree.leaves(params)])(self._params))
-        return hashlib.sha256(f"{self._model}{np.array(sums).tobytes()}".encode()).hexdigest()[:16]
+        """Of the model, by its settings and the first values of every parameter, on whatever devices these lie."""
+        first = jax.jit(lambda params: [x[(0,) * (x.ndim - 1)][:_LOOKED_AT] for x in jax.tree.leaves(params)])(
+            self._params
+        )
+        digest = hashlib.sha256(repr(self._model).encode())
+        for values in jax.device_get(first):
+            digest.update(values.tobytes())
+        return digest.hexdigest()[:16]
 
     def num_frames(self, config: SamplingConfig) -> int:
         """Frames of a video that is sampled so."""

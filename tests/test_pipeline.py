@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from loong_jax import sharding
 from loong_jax.config import DEBUG_TOKENIZER, DEBUG_TRANSFORMER, ConfigError, DataConfig, LanguageModelJob
 from loong_jax.data.sequences import prompt_ids
 from loong_jax.models import transformer
@@ -192,6 +193,16 @@ def test_a_video_does_not_depend_on_its_batch_nor_on_the_devices(pipe, pipe_on_a
     assert both.shape == (2, 29, 32, 32, 3) and (both[0] != both[1]).any()
     # The same ids; sums of another batch size are rounded otherwise.
     np.testing.assert_allclose(both[1].astype(int), alone.astype(int), atol=1)
+
+
+def test_a_fingerprint_is_the_models_and_not_its_devices(pipe, make_mesh):
+    sharded = jax.device_put(
+        pipe._params,
+        sharding.tree_shardings(make_mesh(fsdp=4, tensor=2), pipe._params, transformer.logical_axes(JOB.model)),
+    )
+    assert pipe.fingerprint == Pipeline(JOB, sharded, pipe.generator.tokenizer).fingerprint
+    other = jax.tree.map(lambda p: p * 1.001, pipe._params)
+    assert Pipeline(JOB, other, pipe.generator.tokenizer).fingerprint != pipe.fingerprint
 
 
 def test_an_image_is_the_first_frame(pipe):
