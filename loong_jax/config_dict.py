@@ -101,11 +101,12 @@ def _build(cls: type, values: dict, prefix: str) -> Any:
         raise ConfigError(f"{prefix}{unknown[0]} is not a field: {cls.__name__} has {', '.join(types)}.")
     kwargs = {}
     for name, value in values.items():
-        kwargs[name] = (
-            _build(types[name], value, f"{prefix}{name}.")
-            if dataclasses.is_dataclass(types[name])
-            else _checked(types[name], value, f"{prefix}{name}")
-        )
+        if not dataclasses.is_dataclass(types[name]):
+            kwargs[name] = _checked(types[name], value, f"{prefix}{name}")
+        elif isinstance(value, types[name]):
+            kwargs[name] = value
+        else:
+            kwargs[name] = _build(types[name], value, f"{prefix}{name}.")
     try:
         return cls(**kwargs)
     except ConfigError as error:

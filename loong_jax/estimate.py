@@ -133,7 +133,7 @@ class _Compiler:
         if isinstance(training, TokenizerJob):
             return lower_tokenizer_training(training, self._mesh, batch_size)
         if self._job.step == "sampling":
-            return lower_decoding(training, self._mesh, batch_size)
+            return lower_decoding(training, self._mesh, batch_size, self._job.decoding)
         return lower_model_training(training, self._mesh, batch_size, self._job.length)
 
     def _times(self, batch_size: int, sent: int) -> dict:

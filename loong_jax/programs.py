@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from loong_jax import sharding
-from loong_jax.config import ConfigError, LanguageModelJob, SamplingConfig, TokenizerJob
+from loong_jax.config import ConfigError, DecodingConfig, LanguageModelJob, SamplingConfig, TokenizerJob
 from loong_jax.models import transformer
+from loong_jax.models.decoding import logical_axes
 from loong_jax.models.kv_cache import KVCache
 from loong_jax.sampling.decode import make_decoder
 from loong_jax.sampling.logits import rules_of
@@ -71,7 +72,9 @@ def lower_model_training(job: LanguageModelJob, mesh: Mesh, batch_size: int, len
         return Program(step.lower(state, batch), state.params, _but_params(state))
 
 
-def lower_decoding(job: LanguageModelJob, mesh: Mesh, batch_size: int, is_guided: bool = False) -> Program:
+def lower_decoding(
+    job: LanguageModelJob, mesh: Mesh, batch_size: int, decoding: DecodingConfig, is_guided: bool = False
+) -> Program:
     """The loop that samples the ids of a latent frame of ``batch_size`` clips."""
     _require_parts(mesh, batch_size, "prompts")
     config, rows = job.model, batch_size * (2 if is_guided else 1)
@@ -85,6 +88,7 @@ def lower_decoding(job: LanguageModelJob, mesh: Mesh, batch_size: int, is_guided
         prompt_slots=job.data.max_text_ids + NUM_MARKERS,
         max_steps=num_codes,
         frame_steps=frame_steps,
+        decoding=decoding,
     )
     _, params = transformer.abstract_params(config)
     params = _placed(params, sharding.tree_shardings(mesh, params, transformer.logical_axes(config)))
@@ -100,9 +104,9 @@ def lower_decoding(job: LanguageModelJob, mesh: Mesh, batch_size: int, is_guided
     positions = cut((rows, num_codes) if config.rope == "1d" else (rows, num_codes, 3), jnp.int32)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     params = jax.eval_shape(decoder.prepare, params)
-    params = _placed(params, sharding.tree_shardings(mesh, params, transformer.logical_axes(config)))
+    params = _placed(params, sharding.tree_shardings(mesh, params, logical_axes(params)))
     cache = jax.eval_shape(decoder.new_cache)
-    cache = _placed(cache, KVCache.shardings(mesh, config, *cache.valid.shape))
+    cache = _placed(cache, KVCache.shardings(mesh, config, *cache.valid.shape, cache.keys.dtype))
     with jax.set_mesh(mesh):
         lowered = decoder.decode.lower(params, cache, logits, codes, positions, step, step, keys, rule)
     return Program(lowered, params, cache)

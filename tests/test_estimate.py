@@ -17,6 +17,7 @@ from loong_jax.config import (
     FULL_TOKENIZER_JOB,
     ConfigError,
     DataConfig,
+    DecodingConfig,
     DiscriminatorConfig,
     EstimateJob,
     LanguageModelJob,
@@ -63,7 +64,7 @@ def test_the_memory_of_the_models_step_is_that_of_its_parts(make_mesh):
 
 
 def test_the_sampling_loop_changes_its_cache_in_place(make_mesh):
-    program = programs.lower_decoding(MODEL, make_mesh(tensor=2), 3)
+    program = programs.lower_decoding(MODEL, make_mesh(tensor=2), 3, DecodingConfig())
     model = MODEL.model
     slots = 8 + 4 + 2 * 2 * 2  # prompt, and 2 latent frames of 2 x 2 ids
     cache = 2 * model.num_layers * 3 * model.num_kv_heads // 2 * slots * model.head_dim * 4 + 3 * slots

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from loong_jax.config import DecodingConfig
 from loong_jax.config_dict import load_job
 from loong_jax.programs import bytes_on_device, lower_decoding, lower_model_training, lower_tokenizer_training
 
@@ -34,5 +35,5 @@ def test_the_full_size_tokenizer_lowers(make_mesh):
 
 def test_full_size_sampling_lowers(make_mesh):
     job = load_job(CONFIGS, "stage3:7b")
-    program = lower_decoding(job, make_mesh(data=2, tensor=4), 2, is_guided=True)
+    program = lower_decoding(job, make_mesh(data=2, tensor=4), 2, DecodingConfig(), is_guided=True)
     assert bytes_on_device(program.params) == pytest.approx(6.675e9, rel=0.001)  # over four, 8,192 columns of the head

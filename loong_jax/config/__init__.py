@@ -22,7 +22,7 @@ from loong_jax.config.jobs import (
 )
 from loong_jax.config.media import MediaLimits
 from loong_jax.config.model import DEBUG_TRANSFORMER, TRANSFORMER_PRESETS, LossConfig, TransformerConfig
-from loong_jax.config.sampling import IntSchedule, SamplingConfig, Schedule, by_frame
+from loong_jax.config.sampling import DecodingConfig, IntSchedule, SamplingConfig, Schedule, by_frame
 from loong_jax.config.sources import SourceName, is_tokens, parse_sources
 from loong_jax.config.tokenizer import (
     DEBUG_TOKENIZER,
@@ -49,6 +49,7 @@ __all__ = [
     "CheckDataJob",
     "ConfigError",
     "DataConfig",
+    "DecodingConfig",
     "DemoJob",
     "DiscriminatorConfig",
     "DoctorJob",

@@ -5,7 +5,7 @@ import typing
 
 from loong_jax.config.checks import require, require_choice, require_not_negative, require_positive
 from loong_jax.config.model import LossConfig, TransformerConfig
-from loong_jax.config.sampling import SamplingConfig
+from loong_jax.config.sampling import DecodingConfig, SamplingConfig
 from loong_jax.config.sources import require_pixels
 from loong_jax.config.tokenizer import DiscriminatorConfig, TokenizerConfig, TokenizerLossConfig
 from loong_jax.config.training import DataConfig, MeshConfig, OptimizerConfig, TrainConfig
@@ -193,6 +193,7 @@ class EstimateJob:
     # How hard the compiler tries, "O0" to "O3", or "" as in a training; at "O1" it is several times faster, and its
     # program needs somewhat more memory.
     optimization_level: str = ""
+    decoding: DecodingConfig = DecodingConfig()  # of sampling
     compiler_time: bool = False  # also ask for the compiler's own guess, which takes two more compilations
     # What is changed of the experiment: "" and 0 are as it is there.
     remat: str = ""

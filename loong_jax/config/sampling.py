@@ -15,6 +15,18 @@ _LONGEST = 24 * 60 * 60  # seconds of video; more is a slip of the hand
 
 
 @dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+    """How the language model is kept while it samples; int8 is half of bfloat16, and not quite the same model."""
+
+    weights: str = "auto"  # "auto": as model.compute_dtype; "int8": with a scale for each output of a matrix
+    cache: str = "auto"  # of keys and values; "int8": with a scale for each of them
+
+    def __post_init__(self):
+        require_choice("decoding.weights", self.weights, ("auto", "int8"))
+        require_choice("decoding.cache", self.cache, ("auto", "int8"))
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """How a video is rolled out (Loong, section 3.4).
 
@@ -40,6 +52,7 @@ class SamplingConfig:
     # Of the rounds that continue a video, where errors add up; 0: those above.
     continuation_temperature: Schedule = 0.0
     continuation_guidance_scale: Schedule = 0.0
+    decoding: DecodingConfig = DecodingConfig()
 
     @property
     def continuing(self) -> "SamplingConfig":

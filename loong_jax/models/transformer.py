@@ -8,13 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from loong_jax.config import TransformerConfig
 from loong_jax.models.attention import attention
 from loong_jax.models.attention_mask import Mask
-from loong_jax.models.cached_attention import cached_attention
-from loong_jax.models.kv_cache import KVCache
 from loong_jax.models.layers import Rotation, project, rms_norm, rotate, rotation, swiglu, swiglu_in_parts
 from loong_jax.sharding import constrain, current_parts
 
@@ -119,45 +117,6 @@ class Transformer(nnx.Module):
         head = self.head[...][:, start:stop].astype(self.compute_dtype)
         return jnp.einsum("...d,dv->...v", hidden, head, preferred_element_type=jnp.float32)
 
-    def extend(
-        self,
-        tokens: Int[Array, "r t"],
-        positions: Int[Array, "r t *axes"],
-        valid: Bool[Array, "r t"],
-        cache: KVCache,
-        slot: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "r t d"], KVCache]:
-        """Write tokens into the slots from ``slot`` on and return their hidden states and the new cache.
-
-        A token sees the valid slots up to its own. With many tokens this is prefill, with one it is a decoding step.
-        The layers run in a loop over the stacked parameters with the cache as carry, so that it is changed in place.
-        """
-        t = tokens.shape[1]
-        cache_valid = jax.lax.dynamic_update_slice(cache.valid, valid, (0, slot))
-        slots = jnp.arange(cache.valid.shape[1])
-        mask = cache_valid[:, None, :] & (slots[None, None, :] <= slot + jnp.arange(t)[None, :, None])
-        layers = _in_dtype(nnx.to_pure_dict(nnx.state(self.blocks)), self.compute_dtype)
-        turn = rotation(positions, self.config.head_dim, self.config.rope_theta)
-
-        def layer(index, carry):
-            x, keys, values = carry
-            params = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
-
-            def attend(query, key, value):
-                nonlocal keys, values
-                place = (index, 0, 0, slot, 0)
-                new_keys, new_values = (part.swapaxes(1, 2)[None].astype(keys.dtype) for part in (key, value))
-                keys = jax.lax.dynamic_update_slice(keys, new_keys, place)
-                values = jax.lax.dynamic_update_slice(values, new_values, place)
-                return cached_attention(query, keys, values, index, mask, slot + t)
-
-            attended = self._attend(x, params, turn, attend)
-            return self._mlp(attended, params), keys, values
-
-        carry = self._embed(tokens), cache.keys, cache.values
-        x, keys, values = jax.lax.fori_loop(0, self.config.num_layers, layer, carry)
-        return self._norm(x), KVCache(keys, values, cache_valid)
-
     @property
     def compute_dtype(self) -> jnp.dtype:
         return compute_dtype(self.config)
@@ -204,20 +163,6 @@ def _to_heads(x: Float[Array, "b t d"], weight: Float[Array, "d n h"]) -> Float[
 def _in_dtype(blocks: dict[str, Array], dtype: jnp.dtype) -> dict[str, Array]:
     """Matrices in the compute dtype; norm scales stay in float32."""
     return {name: value if name.endswith("norm") else value.astype(dtype) for name, value in blocks.items()}
-
-
-def decoding_params(params: dict, config: TransformerConfig, start: int, stop: int) -> dict:
-    """What a decoding loop reads: matrices in the compute dtype, the head cut to the ids [start, stop).
-
-    Made once before the loop, so that no step casts or cuts a weight again; then ``logits(hidden, 0, stop - start)``.
-    """
-    dtype = compute_dtype(config)
-    return {
-        "embedding": params["embedding"].astype(dtype),
-        "blocks": _in_dtype(params["blocks"], dtype),
-        "final_norm": params["final_norm"],
-        "head": params["head"][:, start:stop].astype(dtype),
-    }
 
 
 def compute_dtype(config: TransformerConfig) -> jnp.dtype:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from loong_jax.config import SamplingConfig
+from loong_jax.config import DecodingConfig, SamplingConfig
 from loong_jax.data.sequences import places, prompt_ids
 from loong_jax.sampling.decode import Decoder
 from loong_jax.sampling.logits import rules_of
@@ -28,6 +28,7 @@ class ClipShape:
     is_guided: bool  # two rows a prompt, of which the second has the text that is to be avoided
     max_text_ids: int
     max_known: int  # latent frames that a clip may start with
+    decoding: DecodingConfig
 
     @property
     def prompt_slots(self) -> int:

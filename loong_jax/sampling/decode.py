@@ -7,14 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from loong_jax import sharding
-from loong_jax.config import TransformerConfig
-from loong_jax.models import transformer
+from loong_jax.config import DecodingConfig, TransformerConfig
+from loong_jax.models import decoding as model
+from loong_jax.models.decoding import Storage
 from loong_jax.models.kv_cache import KVCache
+from loong_jax.models.transformer import compute_dtype
 from loong_jax.sampling.logits import SamplingRule, choose, discourage, guide
 
 
@@ -25,7 +26,8 @@ class Decoder:
     Rows are prompts; with guidance each prompt has two adjacent rows, conditional and null-text, so that a batch cut
     over devices keeps the pair together.
 
-    ``prepare(params) -> params``: made once of a model's parameters, what the other two read.
+    ``prepare(params) -> params``: made once of a model's parameters, what the other two read; decoders of equal
+    ``storage`` can share it.
     ``prefill(params, cache, tokens, positions, valid) -> (cache, logits, codes)``: prompts [rows, prompt_slots], padded
     on either side where not ``valid``; the logits [rows, num_video_ids] are those after each row's last valid token,
     the codes [batch, frame_steps] those of the latent frame that a prompt ends with, -1 where it ends otherwise.
@@ -38,6 +40,7 @@ class Decoder:
     ``prefill`` and ``decode`` donate the cache, and ``decode`` the logits.
     """
 
+    storage: Storage
     prepare: Callable[[Any], Any]
     prefill: Callable[..., tuple[KVCache, Float[Array, "rows v"], Int[Array, "batch frame_steps"]]]
     decode: Callable[..., tuple[KVCache, Float[Array, "rows v"], Int[Array, "batch frame_steps"]]]
@@ -53,6 +56,7 @@ def make_decoder(
     prompt_slots: int,
     max_steps: int,
     frame_steps: int,
+    decoding: DecodingConfig,
     is_ranked: bool = False,
 ) -> Decoder:
     """Build the decoder for ``batch`` prompts; nothing is compiled until it is called.
@@ -64,18 +68,19 @@ def make_decoder(
         ConfigError: the mesh does not divide the rows or heads.
     """
     slots = prompt_slots + max_steps
-    graphdef, _ = transformer.abstract_params(config)
     rows = batch * (2 if is_guided else 1)
-    dtype = transformer.compute_dtype(config)
-    cache_shardings = KVCache.shardings(mesh, config, rows, slots)
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    storage = Storage(is_int8=decoding.weights == "int8", is_transposed=is_cpu and rows == 1)
+    dtype = jnp.int8 if decoding.cache == "int8" else compute_dtype(config)
+    cache_shardings = KVCache.shardings(mesh, config, rows, slots, dtype)
     by_row = sharding.named_sharding(mesh, ("batch", None), (rows, config.num_video_ids), "logits")
     by_prompt = sharding.named_sharding(mesh, ("batch", None), (batch, frame_steps), "codes")
     first = config.num_text_ids
 
     @jax.jit
     def prepare(params: Any):
-        params = transformer.decoding_params(params, config, first, first + config.num_video_ids)
-        places = sharding.tree_shardings(mesh, params, transformer.logical_axes(config))
+        params = model.decoding_params(params, config, first, first + config.num_video_ids, storage)
+        places = sharding.tree_shardings(mesh, params, model.logical_axes(params))
         return jax.lax.with_sharding_constraint(params, places)
 
     @partial(jax.jit, donate_argnums=1, out_shardings=(cache_shardings, by_row, by_prompt))
@@ -86,10 +91,9 @@ def make_decoder(
         positions: Int[Array, "rows p *axes"],
         valid: Bool[Array, "rows p"],
     ):
-        model = nnx.merge(graphdef, params)
-        hidden, cache = model.extend(tokens, positions, valid, cache, 0)
+        hidden, cache = model.extend(params, config, tokens, positions, valid, cache, 0)
         last = jnp.where(valid, jnp.arange(prompt_slots)[None], 0).max(axis=1)
-        logits = model.logits(hidden[jnp.arange(rows), last], 0, config.num_video_ids)
+        logits = model.logits(params, hidden[jnp.arange(rows), last])
         places = last[:, None] - jnp.arange(frame_steps)[None, ::-1]
         codes = jnp.take_along_axis(jnp.where(valid, tokens - first, -1), jnp.maximum(places, 0), axis=1)
         codes = jnp.where((places >= 0) & (codes < config.num_video_ids), jnp.maximum(codes, -1), -1)
@@ -109,8 +113,6 @@ def make_decoder(
         keys: Array,
         rule: SamplingRule,
     ):
-        model = nnx.merge(graphdef, params)
-
         def step(index, carry):
             cache, logits, codes, *likelihood = carry
             odds = logits.reshape(batch, rows // batch, -1)[:, 0]
@@ -126,11 +128,12 @@ def make_decoder(
             codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, index - start))
             tokens = (first + code).repeat(rows // batch)[:, None]
             place = jax.lax.dynamic_slice_in_dim(positions, index, 1, axis=1)
-            hidden, cache = model.extend(tokens, place, jnp.ones_like(tokens, bool), cache, prompt_slots + index)
-            return cache, model.logits(hidden[:, 0], 0, config.num_video_ids), codes, *likelihood
+            valid = jnp.ones_like(tokens, bool)
+            hidden, cache = model.extend(params, config, tokens, place, valid, cache, prompt_slots + index)
+            return cache, model.logits(params, hidden[:, 0]), codes, *likelihood
 
         likelihood = [jnp.zeros(batch)] * is_ranked
         return jax.lax.fori_loop(start, start + num_steps, step, (cache, logits, codes, *likelihood))
 
     new_cache = jax.jit(lambda: KVCache.zeros(config, rows, slots, dtype), out_shardings=cache_shardings)
-    return Decoder(prepare, prefill, decode, new_cache)
+    return Decoder(storage, prepare, prefill, decode, new_cache)

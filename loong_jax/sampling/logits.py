@@ -1,7 +1,6 @@
 """From scores of the next code to a choice. Every knob is a traced scalar: changing one compiles nothing."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -69,19 +68,13 @@ def restrict(logits: Float[Array, "b v"], rule: SamplingRule) -> Float[Array, "b
     logits = logits / rule.temperature
     order = _in_order(logits)
     everything = jnp.zeros((len(logits), 1), jnp.uint32)
-
-    def best_k():
-        return _threshold(order, lambda kept: kept.sum(axis=-1, keepdims=True) >= rule.top_k)
-
-    least = jax.lax.cond(rule.top_k > 0, best_k, lambda: everything)
-    weights = jnp.where(order >= least, jnp.exp(logits - logits.max(axis=-1, keepdims=True)), 0)
-
-    def nucleus():
-        needed = rule.top_p * weights.sum(axis=-1, keepdims=True)
-        return _threshold(order, lambda kept: jnp.where(kept, weights, 0).sum(axis=-1, keepdims=True) >= needed)
-
-    least = jnp.maximum(least, jax.lax.cond(rule.top_p < 1, nucleus, lambda: everything))
-    return jnp.where((order >= least) & (weights >= rule.min_p), logits, -jnp.inf)
+    count, ones = rule.top_k.astype(jnp.float32), jnp.ones_like(logits)
+    best_k = jax.lax.cond(count > 0, lambda: _threshold(order, ones, count), lambda: everything)
+    weights = jnp.where(order >= best_k, jnp.exp(logits - logits.max(axis=-1, keepdims=True)), 0)
+    needed = rule.top_p * weights.sum(axis=-1, keepdims=True)
+    nucleus = jax.lax.cond(rule.top_p < 1, lambda: _threshold(order, weights, needed), lambda: everything)
+    is_kept = (order >= jnp.maximum(best_k, nucleus)) & (weights >= rule.min_p)
+    return jnp.where(is_kept, logits, -jnp.inf)
 
 
 def _in_order(x: Float[Array, "b v"]) -> UInt32[Array, "b v"]:
@@ -91,12 +84,15 @@ def _in_order(x: Float[Array, "b v"]) -> UInt32[Array, "b v"]:
     return jnp.where(bits >= sign, ~bits, bits | sign)
 
 
-def _threshold(order: UInt32[Array, "b v"], is_enough: Callable) -> UInt32[Array, "b 1"]:
-    """For each row the largest number for which keeping all from it on ``is_enough``; 0 where nothing is."""
+def _threshold(
+    order: UInt32[Array, "b v"], weights: Float[Array, "b v"], needed: Float[Array, "b 1"] | Float[Array, ""]
+) -> UInt32[Array, "b 1"]:
+    """For each row the largest number from which on the weights add up to what is needed; 0 where they never do."""
 
     def next_bit(index, found):
         larger = found | (jnp.uint32(1) << (31 - index).astype(jnp.uint32))
-        return jnp.where(is_enough(order >= larger), larger, found)
+        total = jnp.where(order >= larger, weights, 0).sum(axis=-1, keepdims=True)
+        return jnp.where(total >= needed, larger, found)
 
     return jax.lax.fori_loop(0, 32, next_bit, jnp.zeros((len(order), 1), jnp.uint32))
 

@@ -12,6 +12,7 @@ from jaxtyping import Int, UInt8
 
 from loong_jax import sharding
 from loong_jax.config import ConfigError, SamplingConfig, TransformerConfig
+from loong_jax.models.decoding import Storage
 from loong_jax.sampling.clip_sampler import ClipSampler, ClipShape
 from loong_jax.sampling.continuation import History
 from loong_jax.sampling.decode import Decoder, make_decoder
@@ -68,7 +69,7 @@ class Generator:
         self.tokenizer, self.grid, self.max_text_ids = tokenizer, grid, max_text_ids
         self._model, self._params, self._mesh = model, params, mesh
         self._decoders: dict[ClipShape, Decoder] = {}
-        self._prepared = None
+        self._prepared: dict[Storage, Any] = {}  # the parameters, as decoders read them
 
     def check(self, request: Request) -> None:
         """Raise a ``ConfigError`` where it is impossible; nothing is compiled for that."""
@@ -116,18 +117,19 @@ class Generator:
 
     def _clip_sampler(self, request: Request) -> ClipSampler:
         shape, decoder = self._decoder(request)
-        if self._prepared is None:
-            self._prepared = decoder.prepare(self._params)
+        if decoder.storage not in self._prepared:
+            self._prepared[decoder.storage] = decoder.prepare(self._params)
         vocabulary = Vocabulary(self._model.num_text_ids, self._model.num_video_ids)
         rope, rules = self._model.rope, request.sampling
-        return ClipSampler(shape, decoder, self._prepared, vocabulary, rope, rules, request.negative)
+        return ClipSampler(shape, decoder, self._prepared[decoder.storage], vocabulary, rope, rules, request.negative)
 
     def _decoder(self, request: Request) -> tuple[ClipShape, Decoder]:
         """The compiled functions for such requests, which are kept for later ones."""
         batch, candidates = len(request.seeds) * request.sampling.candidates, request.sampling.candidates
         batch += -batch % sharding.num_parts(self._mesh, "batch")  # the devices share the rows evenly
         most = most_kept(request.sampling, self.tokenizer.config)
-        shape = ClipShape(self.grid, batch, candidates, request.sampling.is_guided, self.max_text_ids, most)
+        guided, decoding = request.sampling.is_guided, request.sampling.decoding
+        shape = ClipShape(self.grid, batch, candidates, guided, self.max_text_ids, most, decoding)
         if shape.length > self._model.max_length:
             raise ConfigError(
                 f"A prompt of {shape.max_text_ids} ids and a clip of {shape.grid.num_ids} need {shape.length} places, "
@@ -142,6 +144,7 @@ class Generator:
                 prompt_slots=shape.prompt_slots,
                 max_steps=shape.grid.num_ids,
                 frame_steps=shape.grid.ids_per_frame,
+                decoding=shape.decoding,
                 is_ranked=candidates > 1,
             )
         return shape, self._decoders[shape]

@@ -1,4 +1,4 @@
-"""Contracts of the transformer: cache = no cache, sharded = whole, packing never leaks, remat and scan keep values."""
+"""Contracts of the transformer: sharded = whole, packing never leaks, remat and scan keep values."""
 
 import dataclasses
 from functools import cache
@@ -12,7 +12,6 @@ from flax import nnx
 from loong_jax import sharding
 from loong_jax.config import DEBUG_TRANSFORMER, TRANSFORMER_PRESETS, TransformerConfig
 from loong_jax.models import transformer
-from loong_jax.models.kv_cache import KVCache
 
 CONFIG = TransformerConfig(
     num_layers=2, model_dim=64, num_heads=16, num_kv_heads=8, mlp_dim=64, num_text_ids=50, num_video_ids=64
@@ -62,106 +61,6 @@ def assert_trees_close(found, expected, tolerance):
     for (path, x), y in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         scale = np.abs(y).max()
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
-
-
-# Contract 1: cached decode = full forward.
-
-
-def cached_and_full_logits(config: TransformerConfig, params, side: str) -> tuple[np.ndarray, np.ndarray]:
-    """Logits after each of 8 rows' prompts (3 to 6 ids, padded to 6 on ``side``) and 5 more ids, both ways."""
-    rng, lengths, slots, steps = np.random.default_rng(2), np.array([6, 5, 4, 3, 6, 3, 5, 4]), 6, 5
-    rows = len(lengths)
-    sequences = rng.integers(0, config.vocab_size, (rows, slots + steps), dtype=np.int32)
-    tokens, positions = np.zeros((rows, slots), np.int32), np.zeros((rows, slots), np.int32)
-    valid = np.zeros((rows, slots), bool)
-    for row, length in enumerate(lengths):
-        place = slice(slots - length, slots) if side == "left" else slice(0, length)
-        tokens[row, place], positions[row, place] = sequences[row, :length], np.arange(length)
-        valid[row, place] = True
-    last = np.full(rows, slots - 1) if side == "left" else lengths - 1
-
-    @jax.jit
-    def extend(params, *arguments):
-        return model_of(config, params).extend(*arguments)
-
-    logits = jax.jit(lambda params, hidden: model_of(config, params).logits(hidden))
-    empty = KVCache.zeros(config, rows, slots + steps, transformer.compute_dtype(config))
-    hidden, store = extend(params, tokens, places_of(config, positions), valid, empty, 0)
-    found, real = [logits(params, hidden[np.arange(rows), last])], np.ones((rows, 1), bool)
-    for step in range(steps):
-        following = lengths + step
-        token = sequences[np.arange(rows), following]
-        place = places_of(config, following[:, None])
-        hidden, store = extend(params, token[:, None], place, real, store, slots + step)
-        found.append(logits(params, hidden[:, 0]))
-
-    places = np.tile(np.arange(slots + steps, dtype=np.int32), (rows, 1))
-    full = jax.jit(lambda params, *arguments: model_of(config, params).hidden(*arguments))
-    everything = logits(params, full(params, sequences, places_of(config, places), np.ones_like(places)))
-    wanted = lengths[:, None] - 1 + np.arange(steps + 1)
-    return np.stack(found, 1), np.asarray(everything)[np.arange(rows)[:, None], wanted]
-
-
-def places_of(config, positions: np.ndarray) -> np.ndarray:
-    """The same places, with three coordinates for a model that wants them."""
-    return positions if config.rope == "1d" else np.stack([positions, positions // 2, positions % 3], axis=-1)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_cached_decode_equals_full_forward_with_places_in_space_and_normalized_heads(side):
-    config = dataclasses.replace(CONFIG, rope="3d", qk_norm=True, compute_dtype="float32")
-    params = jax.tree.map(lambda x: 4 * x, transformer.init_params(config, jax.random.key(0)))
-    found, expected = cached_and_full_logits(config, params, side)
-    assert np.abs(expected).max() > 1
-    assert_trees_close(found, expected, 1e-5)
-    _, plain = cached_and_full_logits(dataclasses.replace(config, rope="1d"), params, side)
-    assert np.abs(plain - expected).max() > 0.1
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("num_kv_heads", [2, 8, 16])
-def test_cached_decode_equals_full_forward(side, num_kv_heads):
-    found, expected = cached_and_full_logits(*sharp_model(num_kv_heads, "float32"), side)
-    assert np.abs(expected).max() > 1
-    assert_trees_close(found, expected, 1e-5)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("num_kv_heads", [2, 8, 16])
-def test_cached_decode_in_bfloat16_is_as_close_to_float32_as_the_full_forward(side, num_kv_heads):
-    """They round at different places: each is compared with what neither rounds."""
-    _, exact = cached_and_full_logits(*sharp_model(num_kv_heads, "float32"), side)
-    errors = [
-        np.sqrt(np.square(logits - exact).mean()) / np.abs(exact).max()
-        for logits in cached_and_full_logits(*sharp_model(num_kv_heads, "bfloat16"), side)
-    ]
-    assert 1e-4 < errors[0] < 1.2 * errors[1] < 0.02
-
-
-def sharp_model(num_kv_heads, dtype):
-    config = dataclasses.replace(CONFIG, compute_dtype=dtype, num_kv_heads=num_kv_heads)
-    return config, jax.tree.map(lambda x: 4 * x, transformer.init_params(config, jax.random.key(0)))
-
-
-@pytest.mark.parametrize("sizes", MESHES[:5], ids=str)
-def test_cached_decode_equals_full_forward_on_a_mesh(sizes, make_mesh):
-    mesh = make_mesh(**sizes)
-    shardings = sharding.tree_shardings(mesh, sharp_params(), transformer.logical_axes(CONFIG))
-    _, expected = cached_and_full_logits(CONFIG, sharp_params(), "left")
-    with jax.set_mesh(mesh):
-        found, full = cached_and_full_logits(CONFIG, jax.device_put(sharp_params(), shardings), "left")
-    assert_trees_close(found, expected, 1e-5)
-    assert_trees_close(full, expected, 1e-5)
-
-
-def test_decoding_params_change_no_logit():
-    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
-    hidden = jax.random.normal(jax.random.key(3), (2, 64), jnp.bfloat16)
-    cut = transformer.decoding_params(sharp_params(), config, 50, 114)
-    assert cut["head"].shape == (64, 64)
-    assert {x.dtype for name, x in cut["blocks"].items() if "norm" not in name} == {jnp.dtype(jnp.bfloat16)}
-    found = model_of(config, cut).logits(hidden, 0, 64)
-    np.testing.assert_array_equal(found, model_of(config, sharp_params()).logits(hidden)[:, 50:114])
 
 
 # Contract 3: sharded = unsharded.

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from loong_jax import sharding
-from loong_jax.config import SamplingConfig, TransformerConfig
+from loong_jax.config import DecodingConfig, SamplingConfig, TransformerConfig
 from loong_jax.models import transformer
 from loong_jax.sampling.decode import make_decoder
 from loong_jax.sampling.logits import rules_of
@@ -66,7 +66,7 @@ def keys_of(seeds) -> jax.Array:
 class Runner:
     """A decoder of one shape on one mesh, with its parameters placed there."""
 
-    def __init__(self, mesh, batch: int, is_guided: bool, params=None):
+    def __init__(self, mesh, batch: int, is_guided: bool, params=None, **decoding):
         self.decoder = make_decoder(
             CONFIG,
             mesh,
@@ -75,6 +75,7 @@ class Runner:
             prompt_slots=PROMPT_SLOTS,
             max_steps=MAX_STEPS,
             frame_steps=MAX_STEPS,
+            decoding=DecodingConfig(**decoding),
         )
         params = sharp_params() if params is None else params
         placed = jax.device_put(params, sharding.tree_shardings(mesh, params, transformer.logical_axes(CONFIG)))
@@ -191,9 +192,11 @@ def test_the_repetition_guard_looks_at_the_same_place_of_the_frame_before(make_m
     assert (found[1.0][:, :3] != found[1e9][:, :3]).all()
 
 
-@pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
-def test_the_cache_is_changed_in_place(sizes, make_mesh):
-    run = Runner(make_mesh(**sizes), 4, True)
+@pytest.mark.parametrize(
+    ("sizes", "cache"), [({"data": 1}, "auto"), ({"data": 2, "fsdp": 2, "tensor": 2}, "int8")], ids=str
+)
+def test_the_cache_is_changed_in_place(sizes, cache, make_mesh):
+    run = Runner(make_mesh(**sizes), 4, True, cache=cache)
     tokens, positions, valid, following = padded(make_prompts(4, True))
     local = [x.addressable_shards[0].data for x in jax.tree.leaves(run.cache)]
     num_bytes = sum(x.nbytes for x in local)
