@@ -79,24 +79,28 @@ def decoding_params(params: dict, config: TransformerConfig, start: int, stop: i
 
 
 def logical_axes(params: dict) -> dict:
-    """Logical axis names of every array of ``decoding_params``, in its structure."""
+    """Logical axis names of every array of ``decoding_params``, in its structure.
+
+    Matrices are cut over heads, widths and ids alone. Those that training also cuts along the model's own width, with
+    the rows of the batch, would be gathered again for each id.
+    """
 
     def of_matrix(matrix: Matrix, axes: LogicalAxes) -> Matrix:
         scales = None if matrix.scales is None else axes[1:]
         return Matrix(axes[::-1] if matrix.is_transposed else axes, scales, matrix.is_transposed)
 
     places = {
-        "heads": ("embed", "kv_heads"),
-        "output": ("heads", "embed"),
-        "gate_up": ("embed", "mlp"),
-        "down": ("mlp", "embed"),
+        "heads": (None, "kv_heads"),
+        "output": ("heads", None),
+        "gate_up": (None, "mlp"),
+        "down": ("mlp", None),
     }
     layers = [
         {name: of_matrix(part, places[name]) if name in places else (None,) for name, part in layer.items()}
         for layer in params["layers"]
     ]
-    head = of_matrix(params["head"], ("embed", "vocab"))
-    return {"embedding": ("vocab", "embed"), "layers": layers, "final_norm": (None,), "head": head}
+    head = of_matrix(params["head"], (None, "vocab"))
+    return {"embedding": ("vocab", None), "layers": layers, "final_norm": (None,), "head": head}
 
 
 def extend(
