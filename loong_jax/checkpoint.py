@@ -8,6 +8,7 @@ moved there when it is complete, so that a folder named by a number is whole unl
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from loong_jax import checksums, distributed
 FOLDER = "checkpoints"
 _PARTIAL = ".partial"  # how a folder is called while it is written or deleted
 _ITEMS = ("step", "params", "opt_state", "clusters", "adversary", "ema", "skips")
+_DISK = re.compile("No space left on device|Disk quota exceeded|Read-only file system|Permission denied")
 _NONE, _NO_WHOLE = -1, -2  # in place of the step to restore
 
 
@@ -57,6 +59,8 @@ class Checkpointer:
         Where that fails, now or later, a warning says why, and the checkpoints before it stay; see ``wait``.
         """
         self._finish()
+        if self._unsaved is not None and distributed.is_first():
+            self._remove_partial()  # what orbax went on writing after it had failed
         self._unsaved = None
         if lacking := distributed.of_first(self._missing_space(state)):
             self._warn(step, f"the disk lacks {lacking} MiB for it")
@@ -153,7 +157,8 @@ class Checkpointer:
     def _warn(self, step: int, reason: Exception | str) -> None:
         if distributed.is_first():
             self._remove_partial()
-        reason = (str(reason).splitlines() or [type(reason).__name__])[0][:200]
+        known = _DISK.search(str(reason))  # at the end of what the libraries say
+        reason = known.group() if known else (str(reason).splitlines() or [type(reason).__name__])[0][:200]
         message = f"The checkpoint of step {step} could not be written to {self._folder} ({reason})"
         self._unsaved = OSError(f"{message}: make room or mend the folder, and start again to go on from the last one.")
         warnings.warn(f"{message}: those before it are whole; make room or mend the folder.", stacklevel=2)

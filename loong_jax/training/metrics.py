@@ -1,7 +1,11 @@
 """Where metrics go: metrics.jsonl, TensorBoard, and the screen; of several processes the first one's alone."""
 
+import contextlib
+import errno
 import json
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +24,34 @@ class MetricsWriter:
     """Writes one record per call, to ``<workdir>/metrics.jsonl`` and TensorBoard.
 
     A record is {"step": int, "split": str, name: float or list of floats}; a list (loss per latent frame) becomes one
-    TensorBoard scalar per entry. Records at or past ``start_step`` are removed first, so that a resumed training leaves
-    the file that an unbroken one would have left.
+    TensorBoard scalar per entry. Records past ``start_step`` are removed first, so that a resumed training leaves the
+    file that an unbroken one would have left. What cannot be written is left out, with a warning.
     """
 
     def __init__(self, workdir: Path, start_step: int):
-        self._workdir = workdir
-        is_first = jax.process_index() == 0
-        path = workdir / "metrics.jsonl" if is_first else Path(os.devnull)
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= start_step]
-        path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1, write_to_disk=is_first)
+        self._workdir, self._is_first = workdir, jax.process_index() == 0
+        self._path = workdir / "metrics.jsonl" if self._is_first else Path(os.devnull)
+        self._board: SummaryWriter | None = None
+        if self._is_first:
+            kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= start_step]
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.replace(self._path)
+        self._open_board(start_step + 1)
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         record = {name: np.asarray(value, np.float64).tolist() for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, "split": split, **record}) + "\n")
+        line = json.dumps({"step": step, "split": split, **record}) + "\n"
+        is_written = False
+        with dispensable(self._path):
+            _append(self._path, line.encode())
+            is_written = True
+        if not is_written:
+            # TensorBoard's thread dies of what it cannot write, and then lets everybody wait.
+            self._close_board()
+            return
+        if self._board is None:
+            self._open_board(step)
         for name, value in record.items():
             for suffix, scalar in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 tag = f"{split}/{name}" if suffix is None else f"{split}/{name}/{suffix:02d}"
@@ -43,12 +59,46 @@ class MetricsWriter:
 
     def write_picture(self, step: int, name: str, picture: Image) -> None:
         """Write ``<workdir>/samples/<name>.png``, over the one of an earlier step, and show it in TensorBoard."""
-        write_image(self._workdir / "samples" / f"{name}.png", picture)
-        self._board.add_image(name, picture, step, dataformats="HWC")
+        path = self._workdir / "samples" / f"{name}.png"
+        with dispensable(path):
+            write_image(path, picture)
+            if self._board is not None:
+                self._board.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        self._close_board()
+
+    def _open_board(self, next_step: int) -> None:
+        folder = self._workdir / "tensorboard"
+        with dispensable(folder):
+            self._board = SummaryWriter(str(folder), purge_step=next_step, write_to_disk=self._is_first)
+
+    def _close_board(self) -> None:
+        board, self._board = self._board, None
+        with dispensable(self._workdir / "tensorboard"):
+            if board is not None:
+                board.close()
+
+
+@contextlib.contextmanager
+def dispensable(path: Path) -> Iterator[None]:
+    """A training does without a file that cannot be written inside, and says so."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"{path} could not be written ({error.strerror or error}): the training goes on.", stacklevel=3)
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append all of ``line``, or nothing."""
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def read_metrics(workdir: Path) -> list[dict]:

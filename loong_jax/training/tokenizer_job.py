@@ -16,7 +16,7 @@ from loong_jax.tokenizer import autoencoder
 from loong_jax.tokenizer.perceptual import load_weights
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer, load_job
 from loong_jax.training import loop
-from loong_jax.training.metrics import say
+from loong_jax.training.metrics import dispensable, say
 from loong_jax.training.optimizer import make_optimizer
 from loong_jax.training.provenance import check_same_model, describe
 from loong_jax.training.state import TrainState
@@ -67,7 +67,8 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
         ids = np.concatenate([np.asarray(result.ids).reshape(-1) for result in results])
         if jax.process_index() == 0:
             originals, decoded = np.asarray(results[0].originals), np.asarray(results[0].shown)
-            write_strip(workdir / "samples" / "reconstruction", originals, decoded, job.data.fps)
+            with dispensable(workdir / "samples"):
+                write_strip(workdir / "samples" / "reconstruction", originals, decoded, job.data.fps)
         return {
             **{name: np.mean([np.asarray(result.scores[name]) for result in results]) for name in results[0].scores},
             "codebook_usage": codebook_usage(ids, job.tokenizer.quantizer.num_codes),
