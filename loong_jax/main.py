@@ -38,7 +38,8 @@ def run_job(job: config.Job, workdir: Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} is a file: name a folder, which is made where there is none.")
     workdir.mkdir(parents=True, exist_ok=True)
-    if distributed.is_first():
+    is_training = isinstance(job, config.TokenizerJob | config.LanguageModelJob)
+    if distributed.is_first() and not is_training:  # which writes it once it has checked what it needs
         (workdir / "config.json").write_text(json.dumps(to_json_dict(job), indent=2) + "\n")
     # Imported here, so that a mistake in the settings is found before JAX starts.
     match job:

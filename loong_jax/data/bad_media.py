@@ -93,7 +93,8 @@ class BadMedia:
                 return
             if not self._bad:
                 warnings.warn(
-                    f"{self.name}: bad media are passed over, first {key} ({error.text}){self._where()}.",
+                    f"{self.name}: bad media are passed over, first {key} ({error.text}){self._where()}; "
+                    "others stand in their place.",
                     stacklevel=2,
                 )
             self._bad[place] = error.reason

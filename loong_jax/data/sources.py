@@ -69,6 +69,17 @@ def make_source(
     return mixed(made, [name.weight for name in names], num_examples or sum(map(len, made)))
 
 
+def check_there(data: DataConfig) -> None:
+    """Raise ValueError where a folder or file that ``data`` names is missing; nothing is read."""
+    for field in ("source", "image_source"):
+        for name in parse_sources(f"data.{field}", getattr(data, field)) if getattr(data, field) else ():
+            if name.kind in ("folder", "web_shards", "cut_list", "tokens") and not Path(name.where).exists():
+                raise ValueError(
+                    f"data.{field}: there is no {name.where} for {name}; name what there is, relative to the folder "
+                    "the command runs in."
+                )
+
+
 def open_media(name: SourceName, data: DataConfig, split: str) -> tuple[Sequence[Medium], Sequence[int]]:
     """The media of a source, and which of them belong to ``split``.
 

@@ -13,7 +13,7 @@ from loong_jax.config import LanguageModelJob, LossConfig, MeshConfig, Tokenizer
 from loong_jax.data.lm_batches import EncodedBatches, language_model_batches
 from loong_jax.data.loader import Batches
 from loong_jax.data.sequences import static_length
-from loong_jax.data.sources import make_source, mixed
+from loong_jax.data.sources import check_there, make_source, mixed
 from loong_jax.data.text import TextTokenizer
 from loong_jax.data.token_cache import TokenCache
 from loong_jax.models import transformer
@@ -42,6 +42,8 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
     Raises:
         ValueError: the tokenizer or the stage before is missing or does not fit, or the data cannot be read.
     """
+    check_there(job.data)
+    stage_before = _find_stage_before(job, workdir)
     tokenizer = find_tokenizer(job, workdir)
     check_fits(job, tokenizer)
     mesh = sharding.make_mesh(_chosen_mesh(job, tokenizer) if job.choose_mesh else job.mesh)
@@ -59,8 +61,8 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
         job, tokenizer_fingerprint=tokenizer.fingerprint, text_tokenizer_fingerprint=TextTokenizer().fingerprint
     )
     state, shardings = create_model_state(job, optimizer, mesh, init_params)
-    if job.init_from:
-        state = _start_from(state, (workdir / job.init_from).resolve(), meta)
+    if stage_before is not None:
+        state = _start_from(state, stage_before, meta)
     eval_step = make_eval_step(job, frames)
     stream = test.iterate(0)
     held_out = [next(stream) for _ in range(job.train.eval_batches)]
@@ -210,13 +212,19 @@ def _cached(
     return mixed(caches, weights, max(len(cache) for cache in caches))
 
 
-def _start_from(state: TrainState, workdir: Path, meta: dict) -> TrainState:
-    """Take the parameters of the stage before; step count and moments stay fresh."""
-    if not workdir.is_dir():
+def _find_stage_before(job: LanguageModelJob, workdir: Path) -> Path | None:
+    """The workdir that ``job`` starts from, looked for before hours go into its data."""
+    path = (workdir / job.init_from).resolve()
+    if job.init_from and not path.is_dir():
         raise ValueError(
-            f"There is no training in {workdir} to start from: train that stage first, or start from "
+            f"There is no training in {path} to start from: train that stage first, or start from "
             "scratch with --config.init_from=''."
         )
+    return path if job.init_from else None
+
+
+def _start_from(state: TrainState, workdir: Path, meta: dict) -> TrainState:
+    """Take the parameters of the stage before; step count and moments stay fresh."""
     check_same_model(checkpoint.load_meta(workdir), meta, workdir)
     say(f"starting from the parameters in {workdir}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params)

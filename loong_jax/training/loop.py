@@ -4,6 +4,7 @@ and going back to a checkpoint where steps are not finite.
 
 import collections
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from loong_jax.checkpoint import Checkpointer
 from loong_jax.config import TrainConfig
 from loong_jax.endings import GaveUp, Stopped
 from loong_jax.training.guards import NotFinite, Watch, is_sound
-from loong_jax.training.metrics import MetricsWriter, ProgressReport, read_metrics, say, summarize
+from loong_jax.training.metrics import MetricsWriter, ProgressReport, dispensable, read_metrics, say, summarize
 from loong_jax.training.profiler import ProfilerWindow
 from loong_jax.training.provenance import changed_settings, check_finished, check_same_model
 from loong_jax.training.state import TrainState
@@ -78,6 +79,10 @@ def run(training: Training) -> TrainState:
     with checkpointer as checkpoints, jax.set_mesh(training.mesh):
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         place, state = _resume(training, checkpoints, abstract)
+        if jax.process_index() == 0 and place.step < config.num_steps:
+            path = training.workdir / "config.json"
+            with dispensable(path):
+                path.write_text(json.dumps(training.meta["config"], indent=2) + "\n")
         returns = collections.Counter()
         while place.step < config.num_steps:
             try:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,10 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from loong_jax.video import Image, write_image
 
@@ -29,55 +33,66 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, start_step: int):
-        self._workdir, self._is_first = workdir, jax.process_index() == 0
-        self._path = workdir / "metrics.jsonl" if self._is_first else Path(os.devnull)
-        self._board: SummaryWriter | None = None
+        self._workdir, self._path = workdir, workdir / "metrics.jsonl"
+        self._is_first = jax.process_index() == 0
+        self._board = _Board(workdir / "tensorboard", start_step + 1)
         if self._is_first:
             kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= start_step]
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept))
             temporary.replace(self._path)
-        self._open_board(start_step + 1)
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
-        record = {name: np.asarray(value, np.float64).tolist() for name, value in metrics.items()}
-        line = json.dumps({"step": step, "split": split, **record}) + "\n"
-        is_written = False
-        with dispensable(self._path):
-            _append(self._path, line.encode())
-            is_written = True
-        if not is_written:
-            # TensorBoard's thread dies of what it cannot write, and then lets everybody wait.
-            self._close_board()
+        if not self._is_first:
             return
-        if self._board is None:
-            self._open_board(step)
-        for name, value in record.items():
-            for suffix, scalar in enumerate(value) if isinstance(value, list) else [(None, value)]:
-                tag = f"{split}/{name}" if suffix is None else f"{split}/{name}/{suffix:02d}"
-                self._board.add_scalar(tag, scalar, step)
+        record = {name: np.asarray(value, np.float64).tolist() for name, value in metrics.items()}
+        with dispensable(self._path):
+            _append(self._path, json.dumps({"step": step, "split": split, **record}).encode() + b"\n")
+            values = []
+            for name, value in record.items():
+                for suffix, scalar in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                    tag = f"{split}/{name}" if suffix is None else f"{split}/{name}/{suffix:02d}"
+                    values.append(summary.scalar(tag, scalar))
+            self._board.write(step, values)
 
     def write_picture(self, step: int, name: str, picture: Image) -> None:
         """Write ``<workdir>/samples/<name>.png``, over the one of an earlier step, and show it in TensorBoard."""
         path = self._workdir / "samples" / f"{name}.png"
         with dispensable(path):
             write_image(path, picture)
-            if self._board is not None:
-                self._board.add_image(name, picture, step, dataformats="HWC")
+            self._board.write(step, [summary.image(name, picture, dataformats="HWC")])
 
     def close(self) -> None:
-        self._close_board()
-
-    def _open_board(self, next_step: int) -> None:
-        folder = self._workdir / "tensorboard"
-        with dispensable(folder):
-            self._board = SummaryWriter(str(folder), purge_step=next_step, write_to_disk=self._is_first)
-
-    def _close_board(self) -> None:
-        board, self._board = self._board, None
         with dispensable(self._workdir / "tensorboard"):
-            if board is not None:
-                board.close()
+            self._board.close()
+
+
+class _Board:
+    """TensorBoard's file, written at once: a thread that dies of a full disk or a clock would let all others wait."""
+
+    def __init__(self, folder: Path, next_step: int):
+        self._folder, self._next_step = folder, next_step
+        self._events: EventsWriter | None = None
+
+    def write(self, step: int, summaries: list[Summary]) -> None:
+        """Add to the file, or begin another where the last one could not be written."""
+        events, self._events = self._events, None
+        if events is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            events = EventsWriter(str(self._folder / "events"), f".{step}")
+            # What earlier files say of later steps does not count.
+            start = SessionLog(status=SessionLog.START)
+            events.write_event(Event(wall_time=time.time(), step=self._next_step, session_log=start))
+        for part in summaries:
+            events.write_event(Event(wall_time=time.time(), step=step, summary=part))
+        events.flush()
+        self._events, self._next_step = events, step + 1
+
+    def close(self) -> None:
+        """End the file, if there is one."""
+        events, self._events = self._events, None
+        if events is not None:
+            events.close()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from loong_jax import checkpoint, sharding
 from loong_jax.config import TokenizerJob
 from loong_jax.data.loader import video_batches
-from loong_jax.data.sources import make_source
+from loong_jax.data.sources import check_there, make_source
 from loong_jax.evaluation.reconstruction import codebook_usage, perplexity
 from loong_jax.tokenizer import autoencoder
 from loong_jax.tokenizer.perceptual import load_weights
@@ -33,6 +33,9 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
     Raises:
         ValueError: ``init_from`` is not a tokenizer training of this architecture, or the data cannot be read.
     """
+    check_there(job.data)
+    if job.init_from:
+        load_job((workdir / job.init_from).resolve())
     mesh = sharding.make_mesh(job.mesh)
     bad_list = workdir / "bad_media.jsonl"
     train_source = make_source(job.data, "train", bad_list=bad_list)

@@ -68,7 +68,7 @@ def test_metrics_are_fetched_a_step_late_and_only_where_they_are_logged(make_mes
             evaluate=lambda state: {},
             work=Work("tokens"),
             shown=("loss",),
-            meta={},
+            meta={"config": {"task": "language_model"}},
         )
     )
     # Step 4 ends in a checkpoint, which waits for its parameters, but not for its metrics.
