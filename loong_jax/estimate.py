@@ -28,7 +28,8 @@ from loong_jax.training.lm_job import row_length
 from loong_jax.training.throughput import training_flops_per_token
 
 _GIB = 2**30
-_COLUMNS = ("experiment", "target", "devices", "batch", "params", "rest", "work", "GiB", "of", "fits", "step s", "MFU")
+_COLUMNS = ("experiment", "target", "devices", "batch", "params", "rest", "work", "GiB", "of", "fits")
+_COLUMNS += ("aliased", "step s", "MFU")
 _MOST_ROWS = 64  # of a device, that are looked at
 _DEPTHS = (2, 4)  # layers that are compiled unrolled for the compiler's time
 
@@ -39,9 +40,9 @@ def run_estimate(job: EstimateJob, workdir: Path) -> list[dict]:
     """Compile every experiment for every target; prints a table and writes results.json as rows come.
 
     Memory is that of one device in GiB: ``params``, ``rest`` (optimizer and the like, or the cache of sampling), and
-    ``work``, all that a step needs besides. ``step s`` is the least time that the chip's rates allow, the longer of the
-    model's matrix products, with what is computed again, and the collectives; ``MFU`` is what that makes: no estimate
-    of what will be measured but a bound of it.
+    ``work``, all that a step needs besides; ``aliased`` is what it changes in place. ``step s`` is the least time that
+    the chip's rates allow, the longer of the model's matrix products, with what is computed again, and the collectives;
+    ``MFU`` is what that makes: no estimate of what will be measured but a bound of it.
 
     Raises:
         ConfigError: a target or experiment is not known, or the extra [tpu] is not installed.
