@@ -56,14 +56,23 @@ def connect(timeout: int = 300) -> None:
         waiting.cancel()
 
 
+def place() -> tuple[int, int]:
+    """(index of this process, how many there are); JAX is asked where it has joined others, and not imported."""
+    if not _has_joined():
+        return 0, 1
+    import jax
+
+    return jax.process_index(), jax.process_count()
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes files and reports progress."""
-    return _place()[0] == 0
+    return place()[0] == 0
 
 
 def of_first(value: int) -> int:
     """The int32 that the first process has, in all of them, which call this together."""
-    if _place()[1] == 1:
+    if place()[1] == 1:
         return value
     import numpy as np
     from jax.experimental import multihost_utils
@@ -76,7 +85,7 @@ def meet(what: str) -> None:
 
     Not by a collective, which gives up after half a minute where Gloo carries it, between CPUs.
     """
-    if _place()[1] > 1:
+    if place()[1] > 1:
         from jax._src.distributed import global_state  # not public; see peers
 
         global_state.client.wait_at_barrier(f"{what}, {next(_meetings)}", _A_DAY)
@@ -84,7 +93,7 @@ def meet(what: str) -> None:
 
 def check_task(task: str) -> None:
     """Raise ValueError where several processes would all do the same work."""
-    count = _place()[1]
+    count = place()[1]
     if task not in _SHARED_TASKS and count > 1:
         raise ValueError(
             f"task {task!r} is the work of one process, and there are {count}: start it on one host, with "
@@ -94,7 +103,7 @@ def check_task(task: str) -> None:
 
 def process_label() -> str:
     """How messages name this process: "" where it runs alone."""
-    index, count = _place()
+    index, count = place()
     return f"process {index}: " if count > 1 else ""
 
 
@@ -112,13 +121,6 @@ def leave(code: int) -> None:
 def _has_joined() -> bool:
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
-
-
-def _place() -> tuple[int, int]:
-    """(index of this process, how many there are)."""
-    import jax
-
-    return (jax.process_index(), jax.process_count()) if _has_joined() else (0, 1)
 
 
 def _counts() -> dict[str, int]:

@@ -58,9 +58,12 @@ Check = Callable[[DoctorJob, Path], tuple[str, str, str]]  # status, found, mend
 def run_doctor(job: DoctorJob, workdir: Path) -> list[Finding]:
     """Look at every part and print what was found as it comes; returns it, and writes <workdir>/doctor.json."""
     console, findings = Console(soft_wrap=True), []
-    for finding in examine(job, workdir):
-        findings.append(finding)
-        if not console.is_terminal:
+    with console.status("looking at this machine") as status:  # which a log does not show
+        for finding in examine(job, workdir):
+            findings.append(finding)
+            status.update(f"{finding.part}: {finding.status}")
+            if console.is_terminal:
+                continue
             mend = f"; {finding.mend}" if finding.mend else ""
             console.print(f"{finding.status}: {finding.part}: {finding.found}{mend}", highlight=False, markup=False)
     if console.is_terminal:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
+from loong_jax import distributed
 from loong_jax.config import Job
 from loong_jax.data.fingerprint import data_fingerprint
 from loong_jax.endings import Ended, PeerDied
@@ -36,15 +37,13 @@ def together(job: Job, timeout: float = 300.0) -> Iterator[None]:
     Raises:
         ValueError: a process does not answer within ``timeout`` seconds, or is of another make than the first.
     """
-    import jax
-
-    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    index, count = distributed.place()
+    if count == 1:
         yield
         return
     # Not public, but the one way to speak before a collective that would hang where one is missing; orbax uses it too.
     from jax._src.distributed import global_state
 
-    index, count = jax.process_index(), jax.process_count()
     facts = check_alike(global_state.client, index, count, facts_of(job), timeout)
     hosts = [known["host"] for known in facts]
     address = global_state.coordinator_address.rpartition(":")[0].strip("[]")
@@ -230,8 +229,6 @@ def _received(link: socket.socket, count: int) -> bytes:
 
 def _end(message: str) -> None:
     """End at once: the main thread may be in a collective that nothing interrupts."""
-    from loong_jax import distributed
-
     print(f"{distributed.process_label()}{message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(PeerDied.exit_code)
