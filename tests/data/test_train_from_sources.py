@@ -63,7 +63,8 @@ def mixture(path: Path) -> str:
     return f"3*{folder(path)}|moving_digits"
 
 
-@pytest.mark.parametrize("make", [mixture, *(pytest.param(make, marks=pytest.mark.slow) for make in OTHERS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [mixture, *OTHERS])
 def test_five_steps(make, tmp_path):
     (tmp_path / "data").mkdir()
     frames = 1 if make is parquet else 5

@@ -55,6 +55,7 @@ def trained(tmp_path_factory):
     return folder, train_tokenizer(JOB, folder / "tokenizer")
 
 
+@pytest.mark.slow
 def test_the_table_is_of_the_running_mean_on_held_out_clips(trained):
     folder, tokenizer = trained
     job = EvaluateJob(data=DATA, num_clips=3, measure_lpips=False)
@@ -73,6 +74,7 @@ def test_the_table_is_of_the_running_mean_on_held_out_clips(trained):
     assert (folder / "evaluate" / "samples" / "reconstruction.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_evaluations_of_a_training_have_every_metric(trained):
     folder, _ = trained
     records = [json.loads(line) for line in (folder / "tokenizer" / "metrics.jsonl").read_text().splitlines()]

@@ -23,7 +23,9 @@ def test_blurred_half_is_every_second_sample_of_the_filtered_array(shape):
     np.testing.assert_allclose(discriminator._blurred_half(jnp.asarray(x, jnp.float32)), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "logits"), [("residual", (2,)), ("patch", (2, 3, 4, 4))])
+@pytest.mark.parametrize(
+    ("kind", "logits"), [pytest.param("residual", (2,), marks=pytest.mark.slow), ("patch", (2, 3, 4, 4))]
+)
 def test_clips_and_single_frames_are_judged_one_by_one(kind, logits):
     config = DiscriminatorConfig(kind=kind, base_channels=4, channel_multipliers=(1, 2))
     model = Discriminator(config, (16, 16), nnx.Rngs(0))

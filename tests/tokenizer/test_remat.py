@@ -49,6 +49,7 @@ def test_gradients_are_equal_and_the_program_is_smaller():
     assert sizes[1] < 0.8 * sizes[0]
 
 
+@pytest.mark.slow
 def test_streams_remember_the_blocks_of_a_loop():
     plain, remat = VideoTokenizer(PLAIN, PARAMS), VideoTokenizer(REMAT, PARAMS)
     video = np.random.default_rng(1).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)

@@ -101,6 +101,7 @@ def test_r1_is_the_squared_gradient_at_each_real_clip(clips):
     np.testing.assert_allclose(losses[0] - losses[1], 2 * np.mean(squares), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_before_its_start_the_game_changes_nothing_and_then_its_weight_rises(clips):
     game = adversary()
     state = game.init(jax.random.key(1))

@@ -62,7 +62,7 @@ def name_of(value) -> str:
 
 
 # The tokenizer's step compiles for most of a minute on each mesh, the model's for ten seconds.
-QUICK = [(MODEL_JOB, "8data"), (MODEL_JOB, "8fsdp"), (MODEL_JOB, "2fsdpx2sequencex2tensor"), (TOKENIZER_JOB, "8data")]
+QUICK = [(MODEL_JOB, "8data"), (MODEL_JOB, "8fsdp"), (MODEL_JOB, "2fsdpx2sequencex2tensor")]
 MARKED = [
     pytest.param(*mesh, marks=() if (mesh[0], name_of(mesh[1])) in QUICK else pytest.mark.slow) for mesh in MESHES
 ]

@@ -146,6 +146,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_killed_between_shards_none_is_lost_or_doubled(runs, tmp_path):
     script, workdir = tmp_path / "run.py", runs / "killed"
     script.write_text(PROGRAM.format(workdir=str(workdir)))
