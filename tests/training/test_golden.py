@@ -36,7 +36,7 @@ MODEL_JOB = LanguageModelJob(
 TOKENIZER_JOB = TokenizerJob(
     tokenizer=DEBUG_TOKENIZER,
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=10, weight_decay=0.0, b1=0.5, b2=0.99),
-    train=TrainConfig(num_steps=240),
+    train=TrainConfig(num_steps=480),
 )
 
 # Metrics of the first two steps; the second sees what the first made of the parameters and the codebook.
@@ -126,7 +126,10 @@ def test_model_learns_four_sequences_by_heart():
 
 
 def test_tokenizer_learns_four_clips():
-    """Whatever the decoder can draw without the ids is worse than the mean of the clips. Measured: 4.6 dB better."""
+    """Whatever the decoder can draw without the ids is worse than the mean of the clips.
+
+    Measured: 6.2 to 8 dB better, for three seeds; processors round differently, and 240 steps later all have parted.
+    """
     video = four_clips()["video"] / 127.5 - 1
     without_ids = 10 * np.log10(4 / np.square(video - video.mean(axis=0)).mean())
     metrics = learn_four_clips(TOKENIZER_JOB)
