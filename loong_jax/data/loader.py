@@ -5,6 +5,9 @@ global batch.
 """
 
 import copy
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -86,7 +89,17 @@ def _prefetched(examples: grain.MapDataset, num_threads: int, num_workers: int) 
         return dataset
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain hands its flags to the workers
-    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_end_with_parent)
+
+
+def _end_with_parent(worker: int, num_workers: int) -> None:
+    """A worker whose training was killed would wait for it for ever, with the memory that it holds."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Chosen:

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -44,7 +46,7 @@ def unbroken(folder):
     return list(itertools.islice(stream(folder).iterate(), 8))
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("num_workers", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2))])
 def test_resumed_from_a_checkpoint_or_a_step(folder, num_workers, unbroken):
     batches = stream(folder, num_workers)
     count = 2 if num_workers else 6  # the check starts the workers anew at every step
@@ -65,6 +67,8 @@ def test_hosts_share_the_global_batches(folder, num_hosts, unbroken):
 
 PROGRAM = """
 import sys
+import time
+from pathlib import Path
 sys.path.insert(0, {here!r})
 if __name__ == "__main__":
     from test_exactness import digests, stream
@@ -73,6 +77,21 @@ if __name__ == "__main__":
 """
 
 
+def children(process: int) -> list[int]:
+    """Processes that ``process`` has started and that are there."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def is_running(process: int) -> bool:
+    """A zombie has ended and waits to be asked how."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_killed_in_an_epoch_the_next_batch_is_the_exact_next_one(folder, num_workers, unbroken, tmp_path):
     script = tmp_path / "train.py"
@@ -82,5 +101,12 @@ def test_killed_in_an_epoch_the_next_batch_is_the_exact_next_one(folder, num_wor
         script.write_text(PROGRAM.format(**fields))
         with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
             seen = [next(process.stdout).split() for _ in range(start, stop + 1)]
+            workers = children(process.pid)
             process.send_signal(signal.SIGKILL)
+        assert len(workers) >= num_workers
+        for _ in range(200):
+            if not any(is_running(worker) for worker in workers):
+                break
+            time.sleep(0.1)
+        assert not any(is_running(worker) for worker in workers), "a worker outlived the process that it works for"
         assert seen == [[str(step), expected[step]] for step in range(start, stop + 1)]
