@@ -4,6 +4,8 @@ Parameters leave the module as a nested dict (``init_params``) and come back wit
 The model knows ids and columns; which of them are video is its caller's business.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -86,12 +88,13 @@ class Transformer(nnx.Module):
         training.
         """
         mask, implementation = Mask(segment_ids), self.config.attention
-        layers = nnx.to_pure_dict(nnx.state(self.blocks))
+        layers, ports = _gradient_ports(nnx.to_pure_dict(nnx.state(self.blocks)), self.compute_dtype)
         turn = rotation(positions, self.config.head_dim, self.config.rope_theta)
 
         def layer(x, of_layer):
-            params, keys = of_layer
+            params, ports, keys = of_layer
             params = _in_dtype(params, self.compute_dtype)
+            params |= {name: params[name] + port for name, port in ports.items()}
             x = checkpoint_name(x, _LAYER_INPUT)
             attended = self._attend(x, params, turn, lambda q, k, v: attention(q, k, v, mask, implementation), keys)
             return self._mlp(attended, params, keys), None
@@ -105,10 +108,10 @@ class Transformer(nnx.Module):
         x = self._embed(tokens)
         x = x if keys is None else self._drop(x, own_key)
         if self.config.scan_layers:
-            x, _ = jax.lax.scan(layer, x, (layers, keys))
+            x, _ = jax.lax.scan(layer, x, (layers, ports, keys))
         else:
             for index in range(self.config.num_layers):
-                x, _ = layer(x, jax.tree.map(lambda p, index=index: p[index], (layers, keys)))
+                x, _ = layer(x, jax.tree.map(lambda p, index=index: p[index], (layers, ports, keys)))
         return self._norm(x)
 
     def logits(self, hidden: Float[Array, "... d"], start: int = 0, stop: int | None = None) -> Float[Array, "... v"]:
@@ -163,6 +166,29 @@ def _to_heads(x: Float[Array, "b t d"], weight: Float[Array, "d n h"]) -> Float[
 def _in_dtype(blocks: dict[str, Array], dtype: jnp.dtype) -> dict[str, Array]:
     """Matrices in the compute dtype; norm scales stay in float32."""
     return {name: value if name.endswith("norm") else value.astype(dtype) for name, value in blocks.items()}
+
+
+def _gradient_ports(blocks: dict[str, Array], dtype: jnp.dtype) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The layers, and zeros in ``dtype`` to add to their matrices, through which the matrices' gradients leave.
+
+    A matrix's gradient comes in the compute dtype. Until the step's end, that of all layers waits in the dtype of what
+    it is the gradient of: of float32 matrices it would take twice the memory and say no more.
+    """
+    if dtype == jnp.float32:
+        return blocks, {}
+    ports = {name: _port(value, dtype) for name, value in blocks.items() if not name.endswith("norm")}
+    return {name: jax.lax.stop_gradient(x) if name in ports else x for name, x in blocks.items()}, ports
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _port(value: Array, dtype: jnp.dtype) -> Array:
+    return jnp.zeros(value.shape, dtype)
+
+
+_port.defvjp(
+    lambda value, dtype: (_port(value, dtype), jnp.zeros((), value.dtype)),
+    lambda dtype, like, gradient: (gradient.astype(like.dtype),),
+)
 
 
 def compute_dtype(config: TransformerConfig) -> jnp.dtype:

@@ -148,6 +148,17 @@ def test_layer_inputs_in_the_hosts_memory_change_no_gradient():
     assert_trees_close(jax.jit(gradient)(sharp_params()), expected, 1e-5)
 
 
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_gradients_that_wait_in_bfloat16_are_those_that_wait_in_float32(scan_layers, monkeypatch):
+    config = dataclasses.replace(CONFIG, remat="full", compute_dtype="bfloat16", scan_layers=scan_layers)
+    params, batch = sharp_params(), make_batch()
+    found = jax.jit(jax.grad(lambda params: loss(config, params, batch)))(params)
+    monkeypatch.setattr(transformer, "_gradient_ports", lambda blocks, dtype: (blocks, {}))
+    expected = jax.jit(jax.grad(lambda params: loss(config, params, batch)))(params)
+    assert np.abs(found["blocks"]["query"]).max() > 0
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 @pytest.mark.parametrize("sizes", [None, {"fsdp": 2, "tensor": 4}], ids=str)
 def test_the_mlp_in_parts_is_the_whole_mlp(sizes, make_mesh):
     config = dataclasses.replace(CONFIG, remat="full", mlp_parts=2)
