@@ -128,11 +128,10 @@ def _tokenizer(job: TokenizerJob) -> tuple[str, list[str]]:
 
 
 def _sampling(job: SampleJob) -> tuple[str, list[str]]:
-    fewer = [f"use --config.batch_size={job.batch_size // 2}"] if job.batch_size > 1 else []
-    return (
-        f"the sampling of {job.batch_size} prompts at once",
-        [*fewer, "cut the model over more devices with --config.mesh.fsdp and .tensor"],
-    )
+    helps = [f"use --config.batch_size={job.batch_size // 2}"] if job.batch_size > 1 else []
+    smaller = {"weights": job.sampling.decoding.weights, "cache": job.sampling.decoding.cache}
+    helps += [f"use --config.sampling.decoding.{name}=int8" for name, kind in smaller.items() if kind == "auto"]
+    return f"the sampling of {job.batch_size} prompts at once", helps or ["use more devices"]
 
 
 def _used(said: str) -> float:

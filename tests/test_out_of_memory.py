@@ -89,7 +89,8 @@ def test_other_jobs(explain):
     message = explain(TokenizerJob(train=TrainConfig(batch_size=32)))
     assert "32 clips of 17 frames of 128x128" in message
     assert "use --config.tokenizer.remat=True or --config.train.batch_size=16 or more devices" in message
-    assert "--config.batch_size=4" in explain(SampleJob())
+    message = explain(SampleJob())
+    assert "--config.batch_size=4 or --config.sampling.decoding.weights=int8 or" in message
     assert "task 'demo': end other processes" in explain(DemoJob(), error=MemoryError())
 
 
