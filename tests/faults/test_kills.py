@@ -1,0 +1,84 @@
+"""Trainings that are killed or stopped at random moments end as the one that never was, bit for bit.
+
+pytest -n 0 -m slow tests/faults/test_kills.py                        a few kills each, as in CI
+LOONG_KILLS=40 LOONG_SOAK_SECONDS=1800 pytest -n 0 -m slow tests/faults/test_kills.py
+"""
+
+import functools
+import os
+import random
+import signal
+import time
+
+import pytest
+from runs import assert_same_run, finish, last_step, log_of, records, start, wait_for_step
+
+KILLS = int(os.environ.get("LOONG_KILLS", 3))
+SOAK_SECONDS = float(os.environ.get("LOONG_SOAK_SECONDS", 45))
+EVERY_SECONDS = 20  # of the soak
+NUM_STEPS = 4 * KILLS + 2
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The workdir of the training of a kind that nothing happens to."""
+
+    @functools.cache
+    def train(kind):
+        workdir = tmp_path_factory.mktemp(kind) / "unbroken"
+        finish(start(workdir, kind, f"--config.train.num_steps={NUM_STEPS}"), workdir)
+        return workdir
+
+    return train
+
+
+@pytest.mark.parametrize("kind", ["language_model", "tokenizer"])
+def test_killed_at_random_moments(kind, unbroken, tmp_path):
+    """While it starts, compiles, steps, and saves, which it does after every step."""
+    workdir, rng = tmp_path / "killed", random.Random(0)
+    for kill in range(KILLS):
+        [process] = start(workdir, kind, f"--config.train.num_steps={NUM_STEPS}")
+        if wait_for_step(process, workdir, last_step(workdir) + rng.randrange(5)):
+            time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        assert process.wait() in (-signal.SIGKILL, 0), f"kill {kill}: {log_of(workdir).read_text()[-2000:]}"
+    finish(start(workdir, kind, f"--config.train.num_steps={NUM_STEPS}"), workdir)
+    assert_same_run(workdir, unbroken(kind))
+
+
+def test_a_storm_of_signals(unbroken, tmp_path):
+    """One signal saves and ends with 75, more end at once; the training goes on as if nothing had happened."""
+    workdir, rng = tmp_path / "storm", random.Random(1)
+    codes = []
+    for count in (1, 20):
+        [process] = start(workdir, "language_model", f"--config.train.num_steps={NUM_STEPS}")
+        if wait_for_step(process, workdir, last_step(workdir) + 2):
+            for _ in range(count):
+                process.send_signal(rng.choice([signal.SIGTERM, signal.SIGINT]))
+                time.sleep(0.001)
+        codes.append(process.wait(60))
+    assert codes[0] == 75 and codes[1] in (75, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+    assert "stopped after" in log_of(workdir).read_text() and "Traceback" not in log_of(workdir).read_text()
+    finish(start(workdir, "language_model", f"--config.train.num_steps={NUM_STEPS}"), workdir)
+    assert_same_run(workdir, unbroken("language_model"))
+
+
+def test_soak(tmp_path):
+    """Random faults at random moments, every 20 s on average, for as long as was asked."""
+    workdir, rng = tmp_path / "soak", random.Random(2)
+    deadline = time.monotonic() + SOAK_SECONDS
+    while time.monotonic() < deadline:
+        [process] = start(workdir, "language_model", "--config.train.num_steps=100000")
+        time.sleep(rng.uniform(0, 2 * EVERY_SECONDS))
+        process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+        process.wait(60)
+    log, steps = log_of(workdir).read_text(), last_step(workdir)
+    assert "Traceback" not in log and "resuming at step" in log
+    unbroken = tmp_path / "unbroken"
+    [process] = start(unbroken, "language_model", "--config.train.num_steps=100000")
+    wait_for_step(process, unbroken, steps + 1)
+    process.kill()
+    process.wait()
+    assert steps > 5 and records(workdir) == records(unbroken)[: len(records(workdir))]
