@@ -7,6 +7,7 @@ import pytest
 
 from loong_jax.models.cached_attention import cached_attention
 from loong_jax.models.dense_attention import dense_attention
+from loong_jax.models.kv_cache import KVCache
 from loong_jax.models.layers import rms_norm, rotate, rotation, swiglu
 
 RNG = np.random.default_rng(0)
@@ -47,15 +48,17 @@ def test_swiglu():
     np.testing.assert_allclose(swiglu(*map(jnp.asarray, (x, gate, up, down))), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_kv_heads", [1, 4])
-def test_cached_attention_reads_the_filled_slots_and_no_others(num_kv_heads):
-    """Slots past the filled ones hold NaN: one read there would be seen. 130 are two blocks and part of one."""
+@pytest.mark.parametrize(("num_kv_heads", "slots", "read"), [(1, 300, 3 * 64), (4, 300, 3 * 64), (4, 1500, 2 * 94)])
+def test_cached_attention_reads_the_filled_slots_and_no_others(num_kv_heads, slots, read):
+    """Slots past the blocks with filled ones hold NaN: one read there would be seen. Long caches have larger blocks."""
     filled = 130
-    keys, values = (np.full((3, 2, num_kv_heads, 300, 8), np.nan, np.float32) for _ in range(2))
-    keys[:, :, :, :192], values[:, :, :, :192] = normal(3, 2, num_kv_heads, 192, 8), normal(3, 2, num_kv_heads, 192, 8)
-    query, mask = normal(2, 5, 4, 8), RNG.random((2, 5, 300)) < 0.6
+    keys, values = (np.full((3, 2, num_kv_heads, slots, 8), np.nan, np.float32) for _ in range(2))
+    for part in (keys, values):
+        part[:, :, :, :read] = normal(3, 2, num_kv_heads, read, 8)
+    query, mask = normal(2, 5, 4, 8), RNG.random((2, 5, slots)) < 0.6
     mask[..., 0], mask[..., filled:] = True, False
-    found = jax.jit(cached_attention)(*map(jnp.asarray, (query, keys, values, 1, mask, filled)))
+    cache = KVCache(*map(jnp.asarray, (keys, values, mask[:, 0])))
+    found = jax.jit(cached_attention)(jnp.asarray(query), cache, 1, jnp.asarray(mask), filled)
     part = [x[1, :, :, :filled].swapaxes(1, 2) for x in (keys, values)]
     expected = dense_attention(*map(jnp.asarray, (query, *part, mask[..., :filled])))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
