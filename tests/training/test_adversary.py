@@ -181,8 +181,11 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
     before = jax.device_get(state)
     after, metrics = step(state, batch())
     assert metrics["skipped"] == 1 and not np.isfinite(metrics["loss"])
+    after = jax.device_get(after)
     assert after.step == before.step + 1
-    jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(jax.device_get(after), step=before.step), before)
+    assert (after.skips.total, after.skips.in_a_row) == (before.skips.total + 1, before.skips.in_a_row + 1)
+    after = dataclasses.replace(after, step=before.step, skips=before.skips)
+    jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
 def in_full_swing(state):
@@ -230,8 +233,8 @@ def test_eight_devices_play_as_one_does(config):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_start_of_the_game_breaks_nothing(seed):
-    """Through the start, no step is skipped, and the PSNR comes back to within 1.5 dB of what it was before."""
-    start, num_steps = 150, 300
+    """Through the start no step is skipped, and PSNR that drops by more than 1.5 dB is back within a hundred steps."""
+    start, num_steps = 150, 350
     loss = dataclasses.replace(LOSS, adversarial_start=start, adversarial_ramp=20, lecam_weight=0.01, adaptive_max=1.0)
     rates = OptimizerConfig(learning_rate=1e-2, warmup_steps=10, end_fraction=0.5, weight_decay=0.0, b1=0.5, b2=0.99)
     job = dataclasses.replace(JOB, seed=seed, loss=loss, optimizer=rates, train=TrainConfig(num_steps, batch_size=8))
@@ -244,6 +247,8 @@ def test_the_start_of_the_game_breaks_nothing(seed):
         state, metrics = step(state, {"video": np.stack([source[index]["video"] for index in rows])})
         assert metrics["skipped"] == 0
         psnr.append(float(metrics["psnr"]))
-    before = np.mean(psnr[start - 20 : start])
+    means = np.convolve(psnr, np.full(20, 1 / 20), mode="valid")  # each of 20 steps
+    before = means[start - 20]
     assert before > psnr[0] + 3
-    assert np.mean(psnr[-20:]) > before - 1.5
+    for first in range(start, num_steps, 100):
+        assert means[first : first + 81].max() > before - 1.5
