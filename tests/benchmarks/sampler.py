@@ -10,13 +10,12 @@ when the ids of the first of a clip's 17 latent frames are there.
 """
 
 import argparse
-import os
 import statistics
-import subprocess
 import time
 
 import jax
 import numpy as np
+from peer import peer_seconds
 
 from loong_jax import sharding
 from loong_jax.config import DecodingConfig, MeshConfig, SamplingConfig, TransformerConfig
@@ -28,12 +27,7 @@ PROMPT, STEPS, BATCHES = 32, 256, (1, 8)
 MODEL = TransformerConfig(num_layers=8, model_dim=512, num_heads=8, num_kv_heads=8, mlp_dim=1376)
 
 PEER = """
-import time, torch
-from transformers import LlamaConfig, LlamaForCausalLM
-torch.set_num_threads({threads}); torch.manual_seed(0)
-config = LlamaConfig(vocab_size={vocab}, hidden_size={d}, intermediate_size={f}, num_hidden_layers={layers},
-                     num_attention_heads={heads}, max_position_embeddings=8192)
-model = LlamaForCausalLM(config).eval()
+model.eval()
 prompt = torch.randint(0, 40000, ({batch}, {prompt}))
 def sample(count):
     start = time.perf_counter()
@@ -43,23 +37,6 @@ with torch.inference_mode():
     sample(8)
     print(min(sample({steps}) for _ in range(3)))
 """
-
-
-def peer_seconds(python: str, batch: int) -> float:
-    """The best of three runs of the peer, in a process of its own."""
-    script = PEER.format(
-        threads=os.cpu_count(),
-        vocab=MODEL.vocab_size,
-        d=MODEL.model_dim,
-        f=MODEL.mlp_dim,
-        layers=MODEL.num_layers,
-        heads=MODEL.num_heads,
-        batch=batch,
-        prompt=PROMPT,
-        steps=STEPS,
-    )
-    found = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
-    return float(found.stdout.split()[-1])
 
 
 class Ours:
@@ -139,7 +116,9 @@ def main() -> None:
     rates = []
     for _ in range(arguments.rounds):
         for batch in BATCHES:
-            seconds["peer", batch].append(peer_seconds(arguments.python, batch))
+            seconds["peer", batch].append(
+                peer_seconds(arguments.python, MODEL, PEER, batch=batch, prompt=PROMPT, steps=STEPS)
+            )
             seconds["ours", batch].append(ours[batch].seconds())
         for name, sampler in int8.items():
             seconds[name].append(sampler.seconds())

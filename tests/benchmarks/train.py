@@ -9,14 +9,13 @@ share of a matrix product's rate the model's own products reach.
 """
 
 import argparse
-import os
 import statistics
-import subprocess
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peer import peer_seconds
 
 from loong_jax import sharding
 from loong_jax.config import LanguageModelJob, LossConfig, MeshConfig, TransformerConfig
@@ -28,12 +27,6 @@ LENGTH, ROWS, STEPS = 1152, 2, 3
 MODEL = TransformerConfig(num_layers=8, model_dim=512, num_heads=8, num_kv_heads=8, mlp_dim=1376)
 
 PEER = """
-import time, torch
-from transformers import LlamaConfig, LlamaForCausalLM
-torch.set_num_threads({threads}); torch.manual_seed(0)
-config = LlamaConfig(vocab_size={vocab}, hidden_size={d}, intermediate_size={f}, num_hidden_layers={layers},
-                     num_attention_heads={heads}, max_position_embeddings=8192)
-model = LlamaForCausalLM(config)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 ids = torch.randint(0, {vocab}, ({rows}, {length}))
 times = []
@@ -43,23 +36,6 @@ for _ in range({steps} + 1):
     times.append(time.perf_counter() - start)
 print(min(times[1:]))
 """
-
-
-def peer_seconds(python: str) -> float:
-    """The best step of the peer, in a process of its own."""
-    script = PEER.format(
-        threads=os.cpu_count(),
-        vocab=MODEL.vocab_size,
-        d=MODEL.model_dim,
-        f=MODEL.mlp_dim,
-        layers=MODEL.num_layers,
-        heads=MODEL.num_heads,
-        rows=ROWS,
-        length=LENGTH,
-        steps=STEPS,
-    )
-    found = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
-    return float(found.stdout.split()[-1])
 
 
 def make_batch() -> dict[str, np.ndarray]:
@@ -116,7 +92,7 @@ def main() -> None:
     ours = {"video columns": Ours(False), "all columns": Ours(True)}
     seconds = {name: [] for name in ("peer", *ours)}
     for _ in range(arguments.rounds):
-        seconds["peer"].append(peer_seconds(arguments.python))
+        seconds["peer"].append(peer_seconds(arguments.python, MODEL, PEER, rows=ROWS, length=LENGTH, steps=STEPS))
         for name, training in ours.items():
             seconds[name].append(training.seconds())
     medians = {name: statistics.median(values) for name, values in seconds.items()}
