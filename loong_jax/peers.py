@@ -6,10 +6,12 @@ would abort them in its own time, after up to two minutes.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import platform
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -48,6 +50,7 @@ def together(job: Job, timeout: float = 300.0) -> Iterator[None]:
     hosts = [known["host"] for known in facts]
     address = global_state.coordinator_address.rpartition(":")[0].strip("[]")
     watch = Watch(index, hosts, _end)
+    _delay_aborts()
     watch.start(global_state.client, address)
     try:
         yield
@@ -225,6 +228,14 @@ def _received(link: socket.socket, count: int) -> bytes:
             raise ConnectionError("the other side closed the connection")
         content += more
     return content
+
+
+def _delay_aborts() -> None:
+    """Have JAX, which aborts a process whose coordinator is gone, leave the watch six seconds to say the cause."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    # The handler is C's sleep(), called with the signal's number, 6: safe in a handler, which Python's code is not.
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
 def _end(message: str) -> None:
