@@ -24,7 +24,7 @@ from loong_jax import checksums, distributed
 FOLDER = "checkpoints"
 _PARTIAL = ".partial"  # how a folder is called while it is written or deleted
 _ITEMS = ("step", "params", "opt_state", "clusters", "adversary", "ema", "skips")
-_DISK = re.compile("No space left on device|Disk quota exceeded|Read-only file system|Permission denied")
+_DISK = re.compile("No space left on device|Disk quota exceeded|Read-only file system|Permission denied|File too large")
 _NONE, _NO_WHOLE = -1, -2  # in place of the step to restore
 
 
@@ -41,7 +41,9 @@ class Checkpointer:
         """
         self._folder = Path(workdir).absolute() / FOLDER
         self._keep, self._keep_every = keep, keep_every
-        self._writer = ocp.AsyncCheckpointer(_handler())
+        # Orbax's processes would wait 20 minutes for one whose disk is full.
+        options = ocp.options.AsyncOptions(barrier_sync_fn=lambda **place: self._work.meet(**place))
+        self._writer = ocp.AsyncCheckpointer(_handler(), async_options=options)
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future | None = None
         self._unsaved: OSError | None = None
@@ -62,16 +64,16 @@ class Checkpointer:
         if self._unsaved is not None and distributed.is_first():
             self._remove_partial()  # what orbax went on writing after it had failed
         self._unsaved = None
-        if lacking := distributed.of_first(self._missing_space(state)):
-            self._warn(step, f"the disk lacks {lacking} MiB for it")
+        if lacking := distributed.of_first(self._missing(step, state)):
+            self._warn(step, f"the disk lacks {lacking} MiB for it" if lacking > 0 else os.strerror(-lacking))
             return
         items = {name: ocp.args.StandardSave({name: value}) for name, value in _items(state).items()}
+        self._work, failure = distributed.SharedWork(), None
         try:
             self._writer.save(self._partial(step), ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)))
         except Exception as error:  # of many types, where a disk is full or a folder cannot be written
-            self._warn(step, error)
-        else:
-            self._pending = self._thread.submit(self._complete, step)
+            failure = error
+        self._pending = self._thread.submit(self._complete, step, failure)
 
     def wait(self) -> None:
         """Wait for the last write.
@@ -130,35 +132,43 @@ class Checkpointer:
     def __exit__(self, *error) -> None:
         self.close()
 
-    def _complete(self, step: int) -> None:
+    def _complete(self, step: int, failure: Exception | None) -> None:
         """Once orbax has written all: take checksums, move the checkpoint to its place, delete older ones."""
         try:
-            self._writer.wait_until_finished()
+            if failure is not None:
+                raise failure
+            self._writer.wait_until_finished()  # which in the first process waits for all
             if distributed.is_first():
                 checksums.write(self._partial(step))
                 self._partial(step).rename(self._folder / str(step))
                 _sync(self._folder)
                 self._delete_old()
+            reason = ""
         except Exception as error:  # as in ``save``
-            self._warn(step, error)
+            reason = _reason(error)
+        if reason := self._work.end(reason):
+            self._warn(step, reason)
 
     def _finish(self) -> None:
         if self._pending is not None:
             self._pending.result()
             self._pending = None
 
-    def _missing_space(self, state: Any) -> int:
-        """MiB that the disk lacks for ``state``."""
+    def _missing(self, step: int, state: Any) -> int:
+        """MiB that the disk lacks for ``state``, or less than 0: the number of the error where nothing can be made."""
         if not distributed.is_first():
             return 0
+        try:
+            self._partial(step).mkdir()  # the others would wait five minutes for orbax's
+            self._partial(step).rmdir()
+        except OSError as error:
+            return -error.errno
         missing = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) - shutil.disk_usage(self._folder).free
         return max(0, -(-missing // 2**20))
 
-    def _warn(self, step: int, reason: Exception | str) -> None:
+    def _warn(self, step: int, reason: str) -> None:
         if distributed.is_first():
             self._remove_partial()
-        known = _DISK.search(str(reason))  # at the end of what the libraries say
-        reason = known.group() if known else (str(reason).splitlines() or [type(reason).__name__])[0][:200]
         message = f"The checkpoint of step {step} could not be written to {self._folder} ({reason})"
         self._unsaved = OSError(f"{message}: make room or mend the folder, and start again to go on from the last one.")
         warnings.warn(f"{message}: those before it are whole; make room or mend the folder.", stacklevel=2)
@@ -216,13 +226,18 @@ def load_parts(workdir: str | Path, abstract: dict[str, Any]) -> dict[str, Any]:
     return _restore(folder, abstract)
 
 
-def load_weights(workdir: str | Path, abstract: Any) -> Any:
+def load_weights(workdir: str | Path, abstract: Any, ema_decay: float) -> Any:
     """The weights to use of a training, their running mean if it has one, in the shapes and shardings of ``abstract``.
+
+    Args:
+        workdir: of the training.
+        abstract: as in ``load_parts``.
+        ema_decay: of the training's job; 0 where it has no mean.
 
     Raises:
         ValueError: there are none, or they are of another architecture.
     """
-    item = "ema" if load_meta(workdir)["config"].get("ema_decay") else "params"
+    item = "ema" if ema_decay else "params"
     return load_parts(workdir, {item: abstract})[item]
 
 
@@ -262,6 +277,11 @@ def _check_whole(folder: Path, *parts: str) -> None:
 def _read_meta(folder: Path) -> dict:
     with _damage_named(folder), ocp.Checkpointer(_handler()) as reader:
         return reader.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+
+def _reason(error: Exception) -> str:
+    known = _DISK.search(str(error))  # at the end of what the libraries say
+    return known.group() if known else (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _restore(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:

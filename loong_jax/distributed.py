@@ -6,6 +6,7 @@ variables say who is who: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_
 JAX is imported where it is needed: mistakes in the settings are said at once, and the doctor runs where it is broken.
 """
 
+import contextlib
 import itertools
 import os
 import re
@@ -13,10 +14,12 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 
 _SHARED_TASKS = ("tokenizer", "tokenize", "language_model")
-_A_DAY = 24 * 60 * 60 * 1000  # milliseconds
-_meetings = itertools.count()
+_A_SECOND = 1000  # milliseconds
+_A_DAY = 24 * 60 * 60 * _A_SECOND
+_meetings, _pieces = itertools.count(), itertools.count()
 _COUNTS = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 
 
@@ -86,9 +89,67 @@ def meet(what: str) -> None:
     Not by a collective, which gives up after half a minute where Gloo carries it, between CPUs.
     """
     if place()[1] > 1:
-        from jax._src.distributed import global_state  # not public; see peers
+        _client().wait_at_barrier(f"{what}, {next(_meetings)}", _A_DAY)
 
-        global_state.client.wait_at_barrier(f"{what}, {next(_meetings)}", _A_DAY)
+
+class SharedWork:
+    """A piece of work that all processes do together, and that fails in all where it fails in one.
+
+    All begin the same pieces in the same order, one at a time; each calls ``end`` once.
+    """
+
+    def __init__(self):
+        number, (self._index, self._count) = next(_pieces), place()
+        self._name, self._heard = f"loong_jax/work/{number}", ""
+        if self._count > 1 and self._index == 0 and number > 1:
+            _client().key_value_delete(f"loong_jax/work/{number - 2}/")  # which all have read
+
+    def meet(self, *, key: str, timeout_ms: int) -> None:
+        """Wait until all are here.
+
+        Raises:
+            OSError: one of them does not come, for its part has failed.
+            TimeoutError: one has not come in time.
+        """
+        deadline = time.monotonic() + timeout_ms / 1000
+        if self._index > 0:
+            _client().key_value_set(f"{self._name}/{key}/{self._index}", "")
+            self._await(f"{key}/all", 0, deadline)
+            return
+        for other in range(1, self._count):
+            self._await(f"{key}/{other}", other, deadline)
+        _client().key_value_set(f"{self._name}/{key}/all", "")
+
+    def end(self, failure: str) -> str:
+        """Say what went wrong here, or "".
+
+        Returns:
+            What went wrong, and in which process; "" once all have ended well.
+        """
+        if self._count == 1:
+            return failure
+        client, failure = _client(), self._heard or (failure and process_label() + failure)
+        client.key_value_set(f"{self._name}/end/{self._index}", failure)
+        if self._index == 0:
+            ends = [client.blocking_key_value_get(f"{self._name}/end/{i}", _A_DAY) for i in range(self._count)]
+            client.key_value_set(f"{self._name}/end/all", next(filter(None, ends), ""))
+        return client.blocking_key_value_get(f"{self._name}/end/all", _A_DAY)
+
+    def _await(self, key: str, other: int, deadline: float) -> None:
+        """Wait for ``key``, which process ``other`` sets unless its part fails."""
+        while True:
+            try:
+                _client().blocking_key_value_get(f"{self._name}/{key}", _A_SECOND)
+                return
+            except RuntimeError as error:  # of JAX: the second is over
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+            with contextlib.suppress(RuntimeError):  # of JAX: it has not ended
+                self._heard = _client().key_value_try_get(f"{self._name}/end/{other}")
+            if self._heard:
+                raise OSError(self._heard)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"process {other} did not come to {key}")
 
 
 def check_task(task: str) -> None:
@@ -116,6 +177,13 @@ def leave(code: int) -> None:
             time.sleep(1)  # JAX aborts the others when the first is gone, and they may have to say the same
         os._exit(code)
     sys.exit(code)
+
+
+def _client() -> Any:
+    """JAX's key-value store and barriers: not public, but the one way to speak that is no collective; as in peers."""
+    from jax._src.distributed import global_state
+
+    return global_state.client
 
 
 def _has_joined() -> bool:

@@ -248,7 +248,7 @@ def load(workdir: str | Path, mesh: MeshConfig | None = None) -> Pipeline:
         sharding.make_mesh(mesh or MeshConfig()), abstract, transformer.logical_axes(job.model)
     )
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    params = checkpoint.load_weights(workdir, abstract)
+    params = checkpoint.load_weights(workdir, abstract, job.ema_decay)
     return Pipeline(job, params, tokenizer, mesh)
 
 

@@ -99,10 +99,17 @@ class BadMedia:
                 )
             self._bad[place] = error.reason
             if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, "reason": error.reason, "detail": str(error)}) + "\n")
+                self._list({"key": key, "reason": error.reason, "detail": str(error)})
             self._num_damaged += error.reason not in _FILTERED
+
+    def _list(self, row: dict) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:  # a run does without the list
+            warnings.warn(f"{self._path} could not be written ({error.strerror}): no more is listed.", stacklevel=4)
+            self._path = None
 
     def _check_share(self, num_media: int) -> None:
         bad, seen = self._num_damaged, self._num_read + self._num_damaged

@@ -62,7 +62,8 @@ class VideoTokenizer:
         _, abstract = abstract_autoencoder(job.tokenizer)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-        return VideoTokenizer(job.tokenizer, checkpoint.load_weights(workdir, abstract), job.data.frame_size)
+        params = checkpoint.load_weights(workdir, abstract, job.ema_decay)
+        return VideoTokenizer(job.tokenizer, params, job.data.frame_size)
 
     def on(self, device: jax.Device) -> "VideoTokenizer":
         """This tokenizer with its parameters on ``device``, where it then encodes and decodes."""

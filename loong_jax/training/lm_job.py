@@ -225,9 +225,10 @@ def _find_stage_before(job: LanguageModelJob, workdir: Path) -> Path | None:
 
 def _start_from(state: TrainState, workdir: Path, meta: dict) -> TrainState:
     """Take the parameters of the stage before; step count and moments stay fresh."""
-    check_same_model(checkpoint.load_meta(workdir), meta, workdir)
+    stored = checkpoint.load_meta(workdir)
+    check_same_model(stored, meta, workdir)
     say(f"starting from the parameters in {workdir}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params)
-    params = checkpoint.load_weights(workdir, abstract)
+    params = checkpoint.load_weights(workdir, abstract, stored["config"].get("ema_decay", 0.0))
     ema = jax.tree.map(jnp.copy, params) if jax.tree.leaves(state.ema) else ()
     return dataclasses.replace(state, params=params, ema=ema)

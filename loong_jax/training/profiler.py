@@ -1,5 +1,6 @@
 """A window of steps that JAX's profiler records."""
 
+import warnings
 from pathlib import Path
 
 import jax
@@ -40,7 +41,12 @@ class ProfilerWindow:
         self._is_running = True
 
     def stop(self) -> None:
-        """Write what was recorded."""
+        """Write what was recorded; where that cannot be written, a warning says so."""
         self._is_running = False
-        jax.profiler.stop_trace()
+        try:
+            jax.profiler.stop_trace()
+        except (OSError, RuntimeError) as error:  # of JAX: a full disk, which it calls RESOURCE_EXHAUSTED
+            reason = str(error).splitlines()[0][:200]
+            warnings.warn(f"the profile could not be written ({reason}): the training goes on.", stacklevel=2)
+            return
         say(f"the profile is in {self._folder}: pip install xprof, then xprof --logdir={self._folder}")

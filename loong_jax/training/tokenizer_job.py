@@ -111,9 +111,9 @@ def _start_from(state: TrainState, workdir: Path, meta: dict) -> TrainState:
     """Take the parameters and cluster state of another training; step count and moments stay fresh."""
     say(f"starting from the tokenizer in {workdir}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    load_job(workdir)  # refuses a training of another kind
-    check_same_model(checkpoint.load_meta(workdir), meta, workdir)
-    params = checkpoint.load_weights(workdir, abstract.params)
+    stored = checkpoint.load_meta(workdir)
+    check_same_model(stored, meta, workdir)
+    params = checkpoint.load_weights(workdir, abstract.params, stored["config"].get("ema_decay", 0.0))
     clusters = checkpoint.load_parts(workdir, {"clusters": abstract.clusters})["clusters"]
     ema = jax.tree.map(jnp.copy, params) if jax.tree.leaves(state.ema) else ()
     return dataclasses.replace(state, params=params, clusters=clusters, ema=ema)

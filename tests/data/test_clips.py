@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +100,14 @@ def test_bad_media_are_passed_over_counted_and_listed(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "deep" / "bad.jsonl").read_text().splitlines()]
     assert {row["key"]: row["reason"] for row in rows}.items() >= {"short": "too short", "empty": "unreadable"}.items()
     assert len(rows) == sum(bad.counts.values())
+
+
+def test_a_list_of_bad_media_that_cannot_be_written_stops_nothing():
+    bad = BadMedia("a source", 1.0, Path("/dev/full"))
+    media = [Medium("bad", b"no video", ""), Medium("worse", b"none", ""), GOOD[0]]
+    with pytest.warns(UserWarning, match="/dev/full could not be written .No space left on device.: no more is listed"):
+        assert [clips(media, bad)[index]["caption"] for index in range(3)] == ["caption 0"] * 3
+    assert bad.counts == {"unreadable": 2}
 
 
 def test_a_frozen_clip_is_passed_over():

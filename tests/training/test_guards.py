@@ -8,17 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from loong_jax.config import TrainConfig
 from loong_jax.endings import GaveUp
-from loong_jax.training import loop
 from loong_jax.training.guards import NotFinite, Watch, guarded, is_sound
 from loong_jax.training.metrics import read_metrics
 from loong_jax.training.state import Skips, TrainState
-from loong_jax.training.throughput import Work
-
-CONFIG = TrainConfig(
-    num_steps=8, batch_size=2, log_every=1, checkpoint_every=2, eval_batches=0, skips_before_return=2, max_returns=2
-)
 
 
 def first_state() -> TrainState:
@@ -38,34 +31,22 @@ def step(state, batch):
     return state, {"loss": loss, "grad_norm": loss, "learning_rate": loss, **counts}
 
 
-def train(workdir, mesh, bad=(), step=step, config=CONFIG):
-    """Batches 1, 2, ... of their numbers, or of NaN where they are ``bad``; also which were read."""
-    read = []
-
-    def batches(start):
-        for number in itertools.count(start + 1):
-            read.append(number)
-            yield {"numbers": np.full((2, 4), np.nan if number in bad else number, np.float32)}
-
-    training = loop.Training(
-        title="guarded",
-        workdir=workdir,
-        config=config,
-        mesh=mesh,
-        state=first_state(),
-        step=step,
-        batches=batches,
-        evaluate=lambda state: {},
-        work=Work("tokens"),
-        shown=("loss",),
-        meta={"config": {"task": "language_model"}},
-    )
-    return loop.run(training), read
-
-
 @pytest.fixture
-def mesh(make_mesh):
-    return make_mesh(fsdp=1)
+def train_on(train, tmp_path):
+    """Batches 1, 2, ... of their numbers, or of NaN where they are ``bad``; also which were read."""
+
+    def call(bad=(), step=step, num_steps=8):
+        read = []
+
+        def batches(start):
+            for number in itertools.count(start + 1):
+                read.append(number)
+                yield {"numbers": np.full((2, 4), np.nan if number in bad else number, np.float32)}
+
+        settings = dict(log_every=1, checkpoint_every=2, skips_before_return=2, max_returns=2)
+        return train(tmp_path, step, state=first_state(), batches=batches, num_steps=num_steps, **settings), read
+
+    return call
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
@@ -84,48 +65,46 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
     assert not is_sound(broken, 2)
 
 
-def test_a_bad_batch_is_left_out(tmp_path, mesh, capsys):
-    state, read = train(tmp_path, mesh, bad={3})
+def test_a_bad_batch_is_left_out(train_on, tmp_path, capsys):
+    state, read = train_on(bad={3})
     assert float(state.params["sum"][0]) == sum(range(1, 9)) - 3 and int(state.step) == 8
     assert "3/8 WARNING: 1 steps whose loss or gradients were not finite changed nothing" in capsys.readouterr().out
 
 
-def test_bad_batches_in_a_row_take_the_training_back_and_on_with_others(tmp_path, mesh, capsys):
+def test_bad_batches_in_a_row_take_the_training_back_and_on_with_others(train_on, tmp_path, capsys):
     """Batches 5 and 6 are given up at step 6; from step 4 on come 7, which is bad too, and then 8, 9 and 10."""
-    state, _ = train(tmp_path, mesh, bad={5, 6, 7})
+    state, _ = train_on(bad={5, 6, 7})
     said = capsys.readouterr().out
-    assert (
-        "the 2 steps up to 6 of guarded had no finite loss" in said and "going back to the checkpoint of step 4" in said
-    )
+    assert "the 2 steps up to 6 of test had no finite loss" in said and "going back to the checkpoint of step 4" in said
     assert int(state.step) == 8 and float(state.params["sum"][0]) == 1 + 2 + 3 + 4 + 8 + 9 + 10
     records = read_metrics(tmp_path)
     assert [record["step"] for record in records] == list(range(1, 9))
     assert [record["skipped_in_a_row"] for record in records] == [0, 0, 0, 0, 1, 0, 0, 0]
 
 
-def test_a_training_that_left_out_batches_is_resumed_after_them(tmp_path, mesh):
+def test_a_training_that_left_out_batches_is_resumed_after_them(train_on):
     """Stopped at step 6 after it went back: it goes on with batch 9."""
-    train(tmp_path, mesh, bad={5, 6, 7}, config=dataclasses.replace(CONFIG, num_steps=6))
-    state, read = train(tmp_path, mesh)
+    train_on(bad={5, 6, 7}, num_steps=6)
+    state, read = train_on()
     assert read[:2] == [9, 10] and float(state.params["sum"][0]) == 1 + 2 + 3 + 4 + 8 + 9 + 10
 
 
-def test_what_stays_bad_ends_with_a_report(tmp_path, mesh, capsys):
+def test_what_stays_bad_ends_with_a_report(train_on, tmp_path, capsys):
     with pytest.raises(
         GaveUp,
         match=r"the 2 steps up to 6 of .* \(loss nan.* skipped_steps 2\), as after 2 returns to the "
         r"checkpoint of step 4 before: lower --config.optimizer.learning_rate",
     ):
-        train(tmp_path, mesh, bad=range(5, 100))
+        train_on(bad=range(5, 100))
     assert capsys.readouterr().out.count("going back to the checkpoint of step 4") == 2
 
 
-def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path, mesh):
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(train_on):
     with pytest.raises(GaveUp, match="no checkpoint yet"):
-        train(tmp_path, mesh, bad=range(1, 100))
+        train_on(bad=range(1, 100))
 
 
-def test_a_weight_that_breaks_is_taken_from_the_checkpoint(tmp_path, mesh):
+def test_a_weight_that_breaks_is_taken_from_the_checkpoint(train_on):
     """Every step after it is skipped, and none is saved."""
     calls = []
 
@@ -135,7 +114,7 @@ def test_a_weight_that_breaks_is_taken_from_the_checkpoint(tmp_path, mesh):
             state = dataclasses.replace(state, params={"sum": jnp.array([1.0, jnp.nan])})
         return step(state, batch)
 
-    state, read = train(tmp_path, mesh, step=breaking)
+    state, read = train_on(step=breaking)
     assert int(state.step) == 8 and float(state.params["sum"][0]) == 1 + 2 + sum(range(6, 12))
 
 

@@ -1,7 +1,6 @@
 """The loop never waits for the step it has just handed out, and leaves metrics, a picture and a profile behind."""
 
 import dataclasses
-import itertools
 import re
 
 import jax
@@ -22,8 +21,7 @@ from loong_jax.training.lm_job import train_language_model
 from loong_jax.training.metrics import read_metrics
 from loong_jax.training.optimizer import make_schedule
 from loong_jax.training.profiler import ProfilerWindow
-from loong_jax.training.state import TrainState
-from loong_jax.training.throughput import Work, training_flops_per_token
+from loong_jax.training.throughput import training_flops_per_token
 from loong_jax.video_file import read_video
 
 TRAIN = TrainConfig(num_steps=5, batch_size=8, log_every=2, checkpoint_every=4, eval_every=3, eval_batches=2)
@@ -48,29 +46,15 @@ class OnDevice:
         return np.float32(self._step)
 
 
-def test_metrics_are_fetched_a_step_late_and_only_where_they_are_logged(make_mesh, tmp_path):
+def test_metrics_are_fetched_a_step_late_and_only_where_they_are_logged(train, tmp_path):
     events: list[str] = []
 
     def step(state, batch):
-        number = int(batch["tokens"][0, 0])
+        number = int(batch["numbers"][0, 0])
         events.append(f"step {number}")
         return dataclasses.replace(state, step=state.step + 1), {"loss": OnDevice(number, events)}
 
-    loop.run(
-        loop.Training(
-            title="events",
-            workdir=tmp_path,
-            config=dataclasses.replace(TRAIN, eval_batches=0),
-            mesh=make_mesh(fsdp=1),
-            state=TrainState(jnp.zeros((), jnp.int32), {"weight": jnp.zeros(2)}, ()),
-            step=step,
-            batches=lambda start: ({"tokens": np.full((2, 4), number)} for number in itertools.count(start + 1)),
-            evaluate=lambda state: {},
-            work=Work("tokens"),
-            shown=("loss",),
-            meta={"config": {"task": "language_model"}},
-        )
-    )
+    train(tmp_path, step, num_steps=5, log_every=2, checkpoint_every=4)
     # Step 4 ends in a checkpoint, which waits for its parameters, but not for its metrics.
     assert events == ["step 1", "step 2", "step 3", "fetch 2", "step 4", "step 5", "fetch 4", "fetch 5"]
     assert [record["loss"] for record in read_metrics(tmp_path)] == [2, 4, 5]
@@ -178,3 +162,16 @@ def test_a_training_that_fails_inside_the_window_leaves_no_profiler_running(tmp_
         window.start()
         raise ZeroDivisionError
     assert calls == ["stop"]
+
+
+def test_a_profile_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    def stop_trace():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: /w/vm.xplane.pb; No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", stop_trace)
+    window = ProfilerWindow(tmp_path, TrainConfig(profile_steps=5), 0)
+    window.start()
+    with pytest.warns(UserWarning, match="profile could not be written .*No space left on device.: the training goes"):
+        window.stop()
+    assert not window.ends_after(5)

@@ -1,6 +1,6 @@
 """A signal ends a training after its step, saved; a second one ends it at once."""
 
-import itertools
+import dataclasses
 import os
 import signal
 import subprocess
@@ -8,17 +8,12 @@ import sys
 import threading
 import time
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from loong_jax.config import TrainConfig
 from loong_jax.endings import Stopped
-from loong_jax.training import loop
 from loong_jax.training.metrics import read_metrics
-from loong_jax.training.state import TrainState
 from loong_jax.training.stopping import StopRequest
-from loong_jax.training.throughput import Work
 
 
 def wait_for(condition):
@@ -72,35 +67,22 @@ with StopRequest():
     assert process.wait(20) == 128 + signal.SIGINT
 
 
-def test_a_training_stops_after_its_step_and_goes_on_from_there(make_mesh, tmp_path):
+def test_a_training_stops_after_its_step_and_goes_on_from_there(train, tmp_path):
     steps = []
 
-    def train(signal_at):
+    def stopped(signal_at):
         def step(state, batch):
-            steps.append(int(batch["tokens"][0, 0]))
+            steps.append(int(batch["numbers"][0, 0]))
             if steps[-1] == signal_at:
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.5)
-            return TrainState(state.step + 1, state.params, state.opt_state), {"loss": np.float32(steps[-1])}
+            return dataclasses.replace(state, step=state.step + 1), {"loss": np.float32(steps[-1])}
 
-        training = loop.Training(
-            title="stopped",
-            workdir=tmp_path,
-            config=TrainConfig(num_steps=5, batch_size=2, log_every=2, checkpoint_every=4, eval_batches=0),
-            mesh=make_mesh(fsdp=1),
-            state=TrainState(jnp.zeros((), jnp.int32), {"weight": jnp.zeros(2)}, ()),
-            step=step,
-            batches=lambda start: ({"tokens": np.full((2, 4), number)} for number in itertools.count(start + 1)),
-            evaluate=lambda state: {},
-            work=Work("tokens"),
-            shown=("loss",),
-            meta={"config": {"task": "language_model"}},
-        )
-        return loop.run(training)
+        return train(tmp_path, step, num_steps=5, log_every=2, checkpoint_every=4)
 
     for signal_at in (2, 5):
         with pytest.raises(Stopped, match=f"stopped after {signal_at} of 5 steps; the same command goes on"):
-            train(signal_at)
-    assert int(train(None).step) == 5
+            stopped(signal_at)
+    assert int(stopped(None).step) == 5
     assert steps == [1, 2, 3, 4, 5]
     assert [record["loss"] for record in read_metrics(tmp_path)] == [2, 4, 5]
