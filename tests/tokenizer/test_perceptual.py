@@ -1,7 +1,6 @@
 """LPIPS: as PyTorch computes it, finite where that is not, and weights from the package, from a file, or refused."""
 
 import importlib.util
-import pickle
 import sys
 from pathlib import Path
 
@@ -115,14 +114,3 @@ def test_without_the_package_the_error_names_the_extra(monkeypatch):
         load_weights()
     with pytest.raises(ValueError, match=r"config.lpips_weights=FILE"):
         load_weights(field="lpips_weights")
-
-
-def test_a_pickle_that_would_run_code_is_refused(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return print, ("ran",)
-
-    path = tmp_path / "evil.ckpt"
-    path.write_bytes(pickle.dumps({"array": np.ones(2), "evil": Evil()}))
-    with path.open("rb") as file, pytest.raises(pickle.UnpicklingError, match="print is not an array"):
-        perceptual._ArrayUnpickler(file).load()
