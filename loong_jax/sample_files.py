@@ -23,9 +23,9 @@ class SampleFiles:
             stem: path without extension.
             num_frames: frames that the video will have.
             fps: frames per second.
-            outputs: some of "mp4", "gif", "frames" (a PNG each, in a folder ``stem``) and "sheet" (stem.png).
+            outputs: some of "mp4", "gif", "mkv", "frames" (a PNG each, in a folder ``stem``) and "sheet" (stem.png).
         """
-        sides = {"mp4": 256, "gif": 128}
+        sides = {"mp4": 256, "gif": 128, "mkv": 1}
         self._writers = [
             VideoWriter(stem.with_name(f"{stem.name}.{kind}"), fps, min_side=sides[kind])
             for kind in outputs

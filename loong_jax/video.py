@@ -11,28 +11,36 @@ from jaxtyping import UInt8
 Video = UInt8[np.ndarray, "t h w 3"]
 Image = UInt8[np.ndarray, "h w 3"]
 
+# Encoder, its kind of pixels, and its options.
+_CODECS = {
+    ".mp4": ("libx264", "yuv420p", {"crf": "16"}),
+    ".gif": ("gif", "pal8", {}),
+    ".mkv": ("ffv1", "bgr0", {}),
+}
+
 
 class VideoWriter:
-    """An .mp4 (H.264, plays everywhere) or .gif that is written as its frames come, in constant memory.
+    """A video that is written as its frames come, in constant memory.
 
-    Small videos are enlarged by whole factors. Until it is closed the file is called ``NAME.part.EXTENSION``, and where
-    a ``with`` block fails it stays so: a shorter video that plays. A .gif has a palette of its own for every frame.
+    An .mp4 (H.264) plays everywhere, a .gif has a palette of its own for every frame, and an .mkv (FFV1) keeps every
+    pixel as it is. The first two enlarge small videos by whole factors. Until it is closed the file is called
+    ``NAME.part.EXTENSION``, and where a ``with`` block fails it stays so: a shorter video that plays.
     """
 
     def __init__(self, path: str | Path, fps: float = 6.5, *, min_side: int = 256):
         """Prepare to write; missing folders are made with the first frames.
 
         Args:
-            path: ends in .mp4 or .gif.
+            path: ends in .mp4, .gif or .mkv.
             fps: frames per second.
-            min_side: pixels are repeated until the shorter side has at least this many.
+            min_side: pixels are repeated until the shorter side has at least this many; not of .mkv.
 
         Raises:
             ValueError: another file type, or no possible rate.
         """
         self.path = Path(path)
-        if self.path.suffix not in (".mp4", ".gif"):
-            raise ValueError(f"Cannot write {self.path}: the name must end in .mp4 or .gif.")
+        if self.path.suffix not in _CODECS:
+            raise ValueError(f"Cannot write {self.path}: the name must end in .mp4, .gif or .mkv.")
         if not 0 < fps < float("inf"):
             raise ValueError(f"fps={fps!r} is not possible: it must be greater than 0.")
         self._part = self.path.with_name(f"{self.path.stem}.part{self.path.suffix}")
@@ -76,22 +84,22 @@ class VideoWriter:
             self._part.replace(self.path)
 
     def _open(self, height: int, width: int) -> None:
-        is_mp4 = self.path.suffix == ".mp4"
-        factor = -(-self._min_side // min(height, width))
-        if is_mp4 and any(side * factor % 2 for side in (height, width)):
+        kind = self.path.suffix
+        factor = 1 if kind == ".mkv" else -(-self._min_side // min(height, width))
+        if kind == ".mp4" and any(side * factor % 2 for side in (height, width)):
             factor *= 2  # H.264 with 4:2:0 color has even sides
         self._size, self._factor, self._count = (height, width), factor, 0
-        self._palette = None if is_mp4 else _palette(height * factor, width * factor, self._rate)
+        self._palette = _palette(height * factor, width * factor, self._rate) if kind == ".gif" else None
         self._part.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(str(self._part), "w")
-        options = {"crf": "16"} if is_mp4 else {}
-        self._stream = self._container.add_stream("libx264" if is_mp4 else "gif", rate=self._rate, options=options)
-        self._stream.pix_fmt = "yuv420p" if is_mp4 else "pal8"
+        codec, pixels, options = _CODECS[kind]
+        self._stream = self._container.add_stream(codec, rate=self._rate, options=options)
+        self._stream.pix_fmt = pixels
         self._stream.height, self._stream.width = height * factor, width * factor
 
 
 def write_video(path: str | Path, video: Video, fps: float = 6.5, *, min_side: int = 256) -> None:
-    """Write uint8 [frames, height, width, 3] to an .mp4 or .gif; arguments and errors are those of ``VideoWriter``."""
+    """Write uint8 [frames, height, width, 3] to a file; arguments and errors are those of ``VideoWriter``."""
     with VideoWriter(path, fps, min_side=min_side) as writer:
         writer.write(video)
 

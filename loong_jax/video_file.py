@@ -111,6 +111,11 @@ class VideoFile:
         return float(rate) if rate and self.duration is not None else None
 
     @property
+    def codec(self) -> str:
+        """How the picture is stored, e.g. "h264"."""
+        return self._container.streams.video[0].codec_context.name
+
+    @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         stream = self._container.streams.video[0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loong_jax.video import VideoWriter, contact_sheet, write_image, write_video
-from loong_jax.video_file import read_video
+from loong_jax.video_file import VideoFile, read_video
 
 
 def _flat(values: list[int], size: int = 32) -> np.ndarray:
@@ -56,6 +56,16 @@ def test_gif_round_trip_is_exact_for_few_colors_and_close_for_many(tmp_path):
     write_video(tmp_path / "b.gif", gradient, fps=10, min_side=64)
     assert np.abs(read_video(tmp_path / "b.gif").astype(int) - gradient).mean() < 8
     assert b"NETSCAPE2.0" in (tmp_path / "b.gif").read_bytes()[:2000]  # it loops
+
+
+@pytest.mark.parametrize("shape", [(1, 17, 31), (65, 32, 32)])
+def test_mkv_keeps_every_pixel_and_every_frame(tmp_path, shape):
+    video = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    write_video(tmp_path / "a.mkv", video, fps=6.5)
+    np.testing.assert_array_equal(read_video(tmp_path / "a.mkv"), video)
+    np.testing.assert_array_equal(read_video(tmp_path / "a.mkv", fps=6.5), video)
+    with VideoFile(tmp_path / "a.mkv") as file:
+        assert file.codec == "ffv1" and file.fps == pytest.approx(6.5)
 
 
 @pytest.mark.parametrize("shape", [(1, 17, 31), (2, 255, 257), (3, 300, 400)])
@@ -151,7 +161,7 @@ def test_bad_videos_are_refused(tmp_path):
     for video in (np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)):
         with pytest.raises(ValueError, match="A video must be uint8"):
             write_video(path, video)
-    with pytest.raises(ValueError, match="must end in .mp4 or .gif"):
+    with pytest.raises(ValueError, match="must end in .mp4, .gif or .mkv"):
         write_video(tmp_path / "a.wmv", _scene())
     with pytest.raises(ValueError, match="fps=0"):
         write_video(path, _scene(), fps=0)

@@ -10,6 +10,7 @@ triples, so that a held-out prompt was never trained on with any image.
 import dataclasses
 import functools
 import itertools
+import re
 
 import numpy as np
 from scipy import ndimage
@@ -57,6 +58,7 @@ _TWO_DIGITS = (
     "two digits: {color} {digit} heads {direction}, {color2} {digit2} heads {direction2}",
 )
 _CANONICAL_SHARE = 1 / 3
+_CANONICAL = re.compile(rf"a (?P<color>{'|'.join(COLORS)}) (?P<digit>\d) moves (?P<direction>{'|'.join(DIRECTIONS)})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,14 @@ class Scene:
 def canonical_caption(scenes: tuple[Scene, ...]) -> str:
     """The plainest caption, e.g. "a red 7 moves left and a blue 3 moves up"."""
     return " and ".join(f"a {scene.color} {scene.digit} moves {scene.direction}" for scene in scenes)
+
+
+def parse_caption(caption: str) -> tuple[Scene, ...]:
+    """The scenes of a plainest caption; none where it is another text."""
+    found = [_CANONICAL.fullmatch(part.strip()) for part in caption.split(" and ")]
+    if None in found:
+        return ()
+    return tuple(Scene(int(match["digit"]), match["color"], match["direction"]) for match in found)
 
 
 @functools.cache

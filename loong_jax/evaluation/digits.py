@@ -39,6 +39,7 @@ class Reading:
 
     digits: tuple[int | None, ...]
     directions: tuple[str | None, ...]
+    axes: tuple[int | None, ...]  # along which each moves: 0 is up and down, 1 is left and right
     color_right: bool  # all the named colors are there in most frames, and hardly any other
 
 
@@ -71,6 +72,7 @@ class DigitReader:
         return Reading(
             digits=tuple(self._digit(masses[color], track) for color, track in zip(wanted, tracks, strict=True)),
             directions=tuple(_direction(track) for track in tracks),
+            axes=tuple(_axis(track) for track in tracks),
             color_right=bool(np.mean(right) >= _MOST),
         )
 
@@ -132,6 +134,29 @@ def digit_benchmark(
     return {"num_videos": len(records), **shares, "videos": records}
 
 
+def digits_by_second(
+    video: UInt8[np.ndarray, "frames height width 3"], scenes: tuple[Scene, ...], fps: float = 6.5
+) -> dict[str, list[bool]]:
+    """Whether one video is right in each of its seconds; what is over at its end belongs to the last.
+
+    Returns:
+        "digit", "color" and "axis", each with a value for every second. Digits bounce at the border, so that it is the
+        axis of the prompt's direction that they keep.
+
+    Raises:
+        ValueError: the video is not uint8, square, in multiples of 32 pixels.
+    """
+    starts = np.arange(max(1, int(len(video) / fps + 1e-6))) * fps
+    parts = np.split(video, np.round(starts[1:]).astype(int))
+    readings = [_reader().read(part, scenes) for part in parts]
+    axes = tuple(int(DIRECTIONS[scene.direction][1] != 0) for scene in scenes)
+    return {
+        "digit": [reading.digits == tuple(scene.digit for scene in scenes) for reading in readings],
+        "color": [reading.color_right for reading in readings],
+        "axis": [reading.axes == axes for reading in readings],
+    }
+
+
 def _color_masses(video: np.ndarray) -> dict[str, Float[np.ndarray, "frames 32 32"]]:
     """How much of each color every pixel of the 32 x 32 grid has: its saturation, given to the nearest of six hues."""
     frames, height, width, *_ = video.shape
@@ -173,6 +198,16 @@ def _direction(track: Float[np.ndarray, "frames 2"]) -> str | None:
     if np.abs(speed).max() < _MIN_SPEED:
         return None
     return max(DIRECTIONS, key=lambda name: speed @ np.array(DIRECTIONS[name]))
+
+
+def _axis(track: Float[np.ndarray, "frames 2"]) -> int | None:
+    """The axis along which a track moves more, from each frame to the next."""
+    steps = np.abs(np.diff(track, axis=0))
+    steps = steps[~np.isnan(steps[:, 0])]
+    if len(steps) < 2:
+        return None
+    speeds = np.median(steps, axis=0)
+    return int(speeds.argmax()) if speeds.max() >= _MIN_SPEED else None
 
 
 def _crops(mass: Float[np.ndarray, "n h w"], track: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n features"]:

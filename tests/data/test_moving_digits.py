@@ -15,6 +15,7 @@ from loong_jax.data.moving_digits import (
     canonical_caption,
     digit_images,
     held_out_triples,
+    parse_caption,
 )
 
 
@@ -158,6 +159,14 @@ def test_canonical_caption():
     scenes = (Scene(7, "red", "left"), Scene(3, "blue", "up"))
     assert canonical_caption(scenes[:1]) == "a red 7 moves left"
     assert canonical_caption(scenes) == "a red 7 moves left and a blue 3 moves up"
+
+
+def test_the_plainest_captions_are_read_back():
+    for index in range(50):
+        scenes = MovingDigits("test", 32, 1, two_digit_share=0.5)[index]["label"]
+        assert parse_caption(canonical_caption(scenes)) == scenes
+    for other in ("", "a cat in the snow", "a red 7 moves", "a red 7 moves left and a cat", "a red 77 moves left"):
+        assert parse_caption(other) == ()
 
 
 def test_bad_arguments_are_named():
