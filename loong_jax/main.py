@@ -68,9 +68,9 @@ def run_job(job: config.Job, workdir: Path) -> None:
 
             run_demo(job, workdir)
         case config.EvaluateJob():
-            from loong_jax.evaluation.tokenizer import evaluate_tokenizer
+            from loong_jax.evaluate import run_evaluate
 
-            evaluate_tokenizer(job, workdir)
+            run_evaluate(job, workdir)
         case config.EstimateJob():
             from loong_jax.estimate import run_estimate
 

@@ -16,6 +16,7 @@ from loong_jax.config import (
     DoctorJob,
     EstimateJob,
     EvaluateJob,
+    FvdConfig,
     LanguageModelJob,
     LossConfig,
     MediaLimits,
@@ -31,6 +32,7 @@ from loong_jax.config import (
     TrainConfig,
     TransformerConfig,
     checks,
+    evaluation,
     jobs,
     model,
     sampling,
@@ -197,7 +199,7 @@ IMPOSSIBLE = [
     (SampleJob, {"prompt": " \n"}, "prompt", " \n", "give some text"),
     (SampleJob, {"prompt": "| |"}, "prompt", "| |", "give some text"),
     (SampleJob, {"batch_size": 0}, "batch_size", 0, POSITIVE),
-    (SampleJob, {"outputs": "mp4|avi"}, "outputs", "mp4|avi", "use mp4, gif, frames or sheet"),
+    (SampleJob, {"outputs": "mp4|avi"}, "outputs", "mp4|avi", "use mp4, gif, mkv, frames or sheet"),
     (SampleJob, {"image": "a.png", "video": "b.mp4"}, "video", "b.mp4", "leave it out where image is given"),
     (
         LanguageModelJob,
@@ -208,7 +210,15 @@ IMPOSSIBLE = [
     ),
     (DecodingConfig, {"weights": "int4"}, "decoding.weights", "int4", "'auto', 'int8'"),
     (DecodingConfig, {"cache": "bfloat16"}, "decoding.cache", "bfloat16", "'auto', 'int8'"),
-    (EvaluateJob, {"num_clips": 0}, "num_clips", 0, POSITIVE),
+    *[
+        (EvaluateJob, {field: 0}, field, 0, POSITIVE)
+        for field in ("num_videos", "window_seconds", "num_shown", "batch_size")
+    ],
+    (EvaluateJob, {"num_videos": 1}, "num_videos", 1, "needs two or more"),
+    (EvaluateJob, {"videos": "a", "model_path": "b"}, "model_path", "b", "leave it out beside videos"),
+    (EvaluateJob, {"reference": "a"}, "reference", "a", "compared with held-out clips: leave it out"),
+    (FvdConfig, {"num_frames": 8}, "fvd.num_frames", 8, "at least 9"),
+    *[(FvdConfig, {field: 0}, field, 0, POSITIVE) for field in ("stride", "clips_per_window", "num_folds")],
     (EstimateJob, {"batch_sizes": (8, 0)}, "batch_sizes", (8, 0), "greater than 0"),
     (EstimateJob, {"length": -1}, "length", -1, NOT_NEGATIVE),
     (EstimateJob, {"mlp_parts": -1}, "mlp_parts", -1, NOT_NEGATIVE),
@@ -253,7 +263,7 @@ def test_an_impossible_setting(cls, kwargs, field, value, allowed):
 
 def test_every_check_is_tried_above(monkeypatch):
     checked = set()
-    for module in (checks, jobs, model, sampling, sources, tokenizer, training):
+    for module in (checks, evaluation, jobs, model, sampling, sources, tokenizer, training):
         monkeypatch.setattr(
             module, "require", lambda condition, field, value, allowed: checked.add(field), raising=False
         )

@@ -72,9 +72,9 @@ def check_order(commands: list[list[str]]) -> None:
         needed = {"init_from": getattr(job, "init_from", "")}
         if isinstance(job, LanguageModelJob) and not job.allow_untrained_tokenizer:
             needed["tokenizer_path"] = job.tokenizer_path
-        if isinstance(job, EvaluateJob):
+        if isinstance(job, EvaluateJob) and not job.videos and not job.model_path:
             needed["tokenizer_path"] = job.tokenizer_path
-        if isinstance(job, SampleJob):
+        if isinstance(job, SampleJob | EvaluateJob):
             needed["model_path"] = job.model_path
         found = {}
         for field, path in needed.items():
@@ -88,7 +88,7 @@ def check_order(commands: list[list[str]]) -> None:
             assert found["init_from"].model == job.model
         if "tokenizer_path" in found and isinstance(job, LanguageModelJob):
             assert found["tokenizer_path"].tokenizer.quantizer.num_codes == job.model.num_video_ids
-        if isinstance(job, SampleJob):
+        if "model_path" in found:
             assert isinstance(found["model_path"], LanguageModelJob)
         trained |= trained_by(job, workdir)
 

@@ -6,6 +6,7 @@ there is no ConfigDict. Imports nothing of ours.
 """
 
 from loong_jax.config.checks import ConfigError, require, require_choice
+from loong_jax.config.evaluation import HELD_OUT, FvdConfig
 from loong_jax.config.jobs import (
     FULL_TOKENIZER_JOB,
     JOBS,
@@ -43,6 +44,7 @@ __all__ = [
     "DEBUG_TOKENIZER",
     "DEBUG_TRANSFORMER",
     "FULL_TOKENIZER_JOB",
+    "HELD_OUT",
     "JOBS",
     "SMALL_TOKENIZER_OPTIMIZER",
     "TRANSFORMER_PRESETS",
@@ -55,6 +57,7 @@ __all__ = [
     "DoctorJob",
     "EstimateJob",
     "EvaluateJob",
+    "FvdConfig",
     "IntSchedule",
     "Job",
     "LanguageModelJob",

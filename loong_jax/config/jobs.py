@@ -4,6 +4,7 @@ import dataclasses
 import typing
 
 from loong_jax.config.checks import require, require_choice, require_not_negative, require_positive
+from loong_jax.config.evaluation import EvaluateJob
 from loong_jax.config.model import LossConfig, TransformerConfig
 from loong_jax.config.sampling import DecodingConfig, SamplingConfig
 from loong_jax.config.sources import require_pixels
@@ -129,7 +130,7 @@ class SampleJob:
     prompt: str = "a red 7 moves left"  # several prompts: separate them with "|"
     prompts_file: str = ""  # instead: a text file with a prompt on each line, or "-" for standard input
     batch_size: int = 8  # prompts that are sampled together
-    outputs: str = "mp4|gif|sheet"  # of each video; also "frames", a PNG each
+    outputs: str = "mp4|gif|sheet"  # of each video; also "mkv", without loss, and "frames", a PNG each
     image: str = ""  # file whose picture is the first frame
     video: str = ""  # or file to go on from
     decode: str = ""  # instead of sampling, make videos of saved ids: a file, NAME.ids, or a folder of them
@@ -139,8 +140,8 @@ class SampleJob:
     def __post_init__(self):
         require(self.prompts_file or self.prompt.strip(" \n\t|") != "", "prompt", self.prompt, "give some text")
         require_positive(self, "batch_size")
-        is_possible = set(self.outputs.split("|")) <= {"mp4", "gif", "frames", "sheet"}
-        require(is_possible, "outputs", self.outputs, 'use mp4, gif, frames or sheet, several separated by "|"')
+        is_possible = set(self.outputs.split("|")) <= {"mp4", "gif", "mkv", "frames", "sheet"}
+        require(is_possible, "outputs", self.outputs, 'use mp4, gif, mkv, frames or sheet, several separated by "|"')
         require(not (self.image and self.video), "video", self.video, "leave it out where image is given")
 
 
@@ -161,22 +162,6 @@ class DemoJob:
 
     def __post_init__(self):
         require_positive(self, "num_eval_clips", "num_eval_prompts")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateJob:
-    """Measure a trained tokenizer on held-out clips."""
-
-    task: str = "evaluate"
-    tokenizer_path: str = "../tokenizer"  # workdir of the tokenizer training, relative to this workdir
-    data: DataConfig = DataConfig()
-    num_clips: int = 64
-    measure_lpips: bool = True
-    lpips_weights: str = ""  # see loss.perceptual_weights
-
-    def __post_init__(self):
-        require_positive(self, "num_clips")
-        require_pixels("data.source", self.data.source)
 
 
 @dataclasses.dataclass(frozen=True)

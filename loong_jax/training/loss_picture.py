@@ -8,6 +8,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
 from loong_jax import video
+from loong_jax.evaluation.plots import ticks, widened
 
 _WIDTH, _HEIGHT = 960, 540
 _LEFT, _TOP, _RIGHT, _BOTTOM = 70, 56, 830, 480  # of the plot
@@ -84,8 +85,8 @@ class _Axes:
     """From steps and losses to pixels."""
 
     def __init__(self, steps: tuple[float, float], losses: tuple[float, float]):
-        self._steps, self._losses = _widened(*steps, 0.0), _widened(*losses, 0.04)
-        self._step_ticks, self._loss_ticks = _ticks(*self._steps, smallest=1), _ticks(*self._losses)
+        self._steps, self._losses = widened(*steps, 0.0), widened(*losses, 0.04)
+        self._step_ticks, self._loss_ticks = ticks(*self._steps, smallest=1), ticks(*self._losses)
 
     def place(self, step: float, loss: float, scale: int = _SHARP) -> tuple[float, float]:
         x = np.interp(step, self._steps, (_LEFT, _RIGHT))
@@ -122,17 +123,3 @@ def _write_legend(pen: ImageDraw.ImageDraw, colors: Sequence[tuple[int, int, int
         y = _TOP + 12 + 23 * row
         pen.line([(_RIGHT + 20, y), (_RIGHT + 50, y)], fill=colors[frame], width=3)
         pen.text((_RIGHT + 60, y), str(frame), _INK, font, anchor="lm")
-
-
-def _widened(low: float, high: float, margin: float) -> tuple[float, float]:
-    """The range with a margin on each side; of some width even where it has none."""
-    extra = margin * (high - low) if high > low else 0.5
-    return low - extra, high + extra
-
-
-def _ticks(low: float, high: float, smallest: float = 0.0) -> list[float]:
-    """Round numbers inside the range, five to ten of them, or fewer that lie ``smallest`` apart."""
-    rough = (high - low) / 5
-    unit = 10 ** math.floor(math.log10(rough))
-    size = max(smallest, *(factor * unit for factor in (1, 2, 5) if factor * unit <= rough))
-    return [size * count for count in range(math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9) + 1)]

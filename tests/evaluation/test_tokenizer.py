@@ -9,8 +9,8 @@ from scipy import ndimage
 
 from loong_jax.config import DEBUG_TOKENIZER, DataConfig, EvaluateJob, TokenizerJob, TrainConfig
 from loong_jax.data.moving_digits import MovingDigits
+from loong_jax.evaluate import run_evaluate
 from loong_jax.evaluation.reconstruction import psnr, ssim
-from loong_jax.evaluation.tokenizer import evaluate_tokenizer
 from loong_jax.training.tokenizer_job import train_tokenizer
 from loong_jax.video_file import read_video
 
@@ -58,9 +58,11 @@ def trained(tmp_path_factory):
 @pytest.mark.slow
 def test_the_table_is_of_the_running_mean_on_held_out_clips(trained):
     folder, tokenizer = trained
-    job = EvaluateJob(data=DATA, num_clips=3, measure_lpips=False)
-    results = evaluate_tokenizer(job, folder / "evaluate")
-    assert json.loads((folder / "evaluate" / "results.json").read_text()) == results
+    job = EvaluateJob(data=DATA, num_videos=3, measure_lpips=False, measure_fvd=False)
+    report = run_evaluate(job, folder / "evaluate")
+    assert json.loads((folder / "evaluate" / "report.json").read_text()) == report
+    results = report["videos"]["metrics"]
+    assert "digit_first" in report["reference"]["metrics"] and "psnr" not in report["reference"]["metrics"]
     videos = np.stack([MovingDigits("test", 32, 5)[index]["video"] for index in range(3)])
     ids = tokenizer.encode(videos)
     decoded = tokenizer.decode(ids)
