@@ -30,8 +30,8 @@ def explain(arguments: list[str], error: Exception) -> str:
 
 def one_line(error: Exception) -> str:
     """The message of an error without line breaks, and what raised it where it has none."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename or 'a file that was read or written'}: {error.strerror}."
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -86,3 +86,5 @@ def test_what_no_check_knows_is_told_in_one_line():
     assert explain(arguments, ValueError("Unknown flag\n  'wrokdir'.")) == "Unknown flag 'wrokdir'."
     assert one_line(KeyError()) == "KeyError"
     assert one_line(PermissionError(13, "Permission denied", "/root/w")) == "/root/w: Permission denied."
+    full = OSError(28, "No space left on device")  # as writing says it
+    assert one_line(full) == "a file that was read or written: No space left on device."

@@ -91,6 +91,7 @@ class TokenCacheWriter:
         Raises:
             ValueError: the number of examples or the shape of their codes is not this shard's, or a code is outside
                 [0, num_codes).
+            OSError: the disk is full, or the folder cannot be written.
         """
         meta, path = self._meta, _shard_path(self._path, self._meta, shard)
         expected = len(self._examples_of(shard))
@@ -99,23 +100,33 @@ class TokenCacheWriter:
                 f"{path} holds {expected} examples with codes {meta.grid}; got {len(examples)} with "
                 f"{sorted({example.codes.shape for example in examples})}."
             )
+        records = [self._record(example) for example in examples]
         temporary = path.with_suffix(".tmp")
-        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-        for example in examples:
-            if example.codes.min() < 0 or example.codes.max() >= meta.num_codes:
-                raise ValueError(
-                    f"Codes must lie in [0, {meta.num_codes}); got {example.codes.min()} to {example.codes.max()}."
-                )
-            record = {
-                "codes": example.codes.astype("<u2").tobytes(),
-                "text_ids": list(example.text_ids),
-                "key": example.key,
-                "fps": meta.fps,
-                "tokenizer": meta.fingerprint,
-            }
-            writer.write(msgpack.packb(record))
-        writer.close()
+        try:
+            writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+            for record in records:
+                writer.write(record)
+            writer.close()
+        except RuntimeError as error:
+            temporary.unlink(missing_ok=True)
+            reason = str(error).split(";")[0]
+            raise OSError(
+                f"{path} could not be written ({reason}): make room, and the same command goes on."
+            ) from error
         os.replace(temporary, path)  # its presence says that the shard is complete
+
+    def _record(self, example: TokenExample) -> bytes:
+        meta, codes = self._meta, example.codes
+        if codes.min() < 0 or codes.max() >= meta.num_codes:
+            raise ValueError(f"Codes must lie in [0, {meta.num_codes}); got {codes.min()} to {codes.max()}.")
+        record = {
+            "codes": codes.astype("<u2").tobytes(),
+            "text_ids": list(example.text_ids),
+            "key": example.key,
+            "fps": meta.fps,
+            "tokenizer": meta.fingerprint,
+        }
+        return msgpack.packb(record)
 
     def _examples_of(self, shard: int) -> range:
         start = shard * self._meta.shard_size

@@ -1,6 +1,7 @@
 """The cache of ids: complete or resumable, never of another tokenizer."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -54,6 +55,22 @@ def test_a_kill_costs_one_shard(tmp_path):
     _fill(resumed)
     cache = TokenCache(tmp_path)
     np.testing.assert_array_equal([cache[i]["codes"] for i in range(7)], CODES)
+
+
+def test_a_full_disk_is_said_and_costs_one_shard(tmp_path):
+    """By a limit on the size of this process's files."""
+    writer, limits = TokenCacheWriter(tmp_path, META), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r"tokens-00000-of-00003.* could not be written .*File too large.*the same com"
+        ):
+            _fill(writer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["meta.json"]
+    _fill(writer)
+    np.testing.assert_array_equal(TokenCache(tmp_path)[6]["codes"], CODES[6])
 
 
 def test_hosts_write_shards_of_their_own(tmp_path):
