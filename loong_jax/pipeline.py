@@ -28,6 +28,7 @@ _LOOKED_AT = 256  # values of a parameter, by which models are told apart
 
 # What a video shows, or from which second on it shows what.
 Prompt = str | list[tuple[float, str]]
+Script = list[tuple[float, str]]  # the same, as it is read
 
 
 class Pipeline:
@@ -64,16 +65,17 @@ class Pipeline:
             ValueError: a field is unknown or impossible, image or video has another size than the model's frames, or
                 this machine's memory cannot hold the video.
         """
-        parts = self.stream(prompt, seed, image=image, video=video, **sampling)
-        batch = len(_read_prompts(prompt)[0])
-        num_frames = self.num_frames(_sampling_config(sampling))
+        scripts, is_batch = _read_prompts(prompt)
+        request = self._request(scripts, seed, image, video, _sampling_config(sampling))
+        batch, num_frames = len(scripts), request.num_frames
         num_bytes = 2 * batch * num_frames * self.frame_size**2 * 3  # parts, and the whole made of them
         if num_bytes > host_memory():
             raise ValueError(
                 f"{batch} x {num_frames} frames need {num_bytes / 2**30:.0f} GiB, more than this machine has: take "
                 "them from pipe.stream as they come."
             )
-        return np.concatenate(list(parts), axis=-4)
+        videos = np.concatenate(list(self._frames(request)), axis=1)
+        return videos if is_batch else videos[0]
 
     def stream(
         self, prompt: Prompt | list[Prompt], seed: int = 0, image=None, video=None, **sampling
@@ -83,9 +85,9 @@ class Pipeline:
         While they are looked at, the next ones are being sampled. What is impossible is said at once, before the first
         frame is asked for.
         """
-        request = self.request(prompt, seed, image=image, video=video, **sampling)
-        frames = self._frames(request)
-        return frames if _read_prompts(prompt)[1] else (batch[0] for batch in frames)
+        scripts, is_batch = _read_prompts(prompt)
+        frames = self._frames(self._request(scripts, seed, image, video, _sampling_config(sampling)))
+        return frames if is_batch else (batch[0] for batch in frames)
 
     def _frames(self, request: Request) -> Iterator[np.ndarray]:
         """What the videos begin with, then what is sampled, [batch, frames, height, width, 3]."""
@@ -96,10 +98,11 @@ class Pipeline:
 
     def request(self, prompt: Prompt | list[Prompt], seed: int = 0, image=None, video=None, **sampling) -> Request:
         """What ``stream`` would sample, for ``generator.roll_out``, which gives ids besides; and the same errors."""
-        config = _sampling_config(sampling)
+        return self._request(_read_prompts(prompt)[0], seed, image, video, _sampling_config(sampling))
+
+    def _request(self, scripts: list[Script], seed: int, image, video, config: SamplingConfig) -> Request:
         if config.negative_prompt and not config.is_guided:
             raise ConfigError("sampling.negative_prompt needs a guidance_scale above 1: give one, or leave it out.")
-        scripts, _ = _read_prompts(prompt)
         first_seed = _checked_seed(seed, len(scripts))
         request = Request(
             texts=[[self._read(script[segment][1]) for script in scripts] for segment in range(len(scripts[0]))],
@@ -115,13 +118,14 @@ class Pipeline:
 
     def origins(self, prompt: Prompt | list[Prompt], seed: int = 0, **sampling) -> list[Origin]:
         """What each video of such a request is sampled from, as it is kept with saved ids."""
+        config = _sampling_config(sampling)
         return [
             Origin(
                 model=self.fingerprint,
                 tokenizer=self.generator.tokenizer.fingerprint,
                 script=tuple(script),
                 seed=seed + index,
-                sampling=_sampling_config(sampling),
+                sampling=config,
                 fps=self.fps,
                 frame_size=self.frame_size,
                 clip=self.generator.grid,
@@ -190,7 +194,7 @@ def _sampling_config(values: dict) -> SamplingConfig:
     return build(SamplingConfig, plain, "sampling")
 
 
-def _read_prompts(prompt: Prompt | list[Prompt]) -> tuple[list[list[tuple[float, str]]], bool]:
+def _read_prompts(prompt: Prompt | list[Prompt]) -> tuple[list[Script], bool]:
     """Of every video the seconds and what it shows from then on; and whether they are a batch."""
     is_batch = isinstance(prompt, (list, tuple)) and not any(_is_timed(part) for part in prompt)
     scripts = []

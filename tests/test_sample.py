@@ -113,7 +113,7 @@ def test_an_image_or_a_video_to_start_from(pipe, tmp_path):
     write_video(tmp_path / "start.mp4", np.concatenate([pixels(0, 20, 30)]), fps=6.5)
     for field, file, expected in (("image", "start.png", [90]), ("video", "start.mp4", 3 * np.arange(45, 50))):
         job = SampleJob(outputs="gif", sampling=TWO_SECONDS, **{field: str(tmp_path / file)})
-        [path] = run_sample(job, tmp_path)
+        [path] = run_sample(job, tmp_path / field)
         np.testing.assert_allclose(grays(path)[: len(expected)], expected, atol=3)
         assert len(grays(path)) == 13
 

@@ -89,14 +89,22 @@ def test_a_killed_run_goes_on_to_the_same_files(kills, pipe, whole, monkeypatch,
 def test_what_is_whole_is_not_done_again(pipe, monkeypatch, tmp_path, capsys):
     job = dataclasses.replace(JOB, outputs="mp4", sampling=SamplingConfig(seconds=1.0))
     files = run_sample(job, tmp_path)
-    before = files[0].read_bytes()
+    before, roll_out = files[0].read_bytes(), Generator.roll_out
     monkeypatch.setattr(Generator, "roll_out", lambda *args: pytest.fail("sampled again"))
     assert run_sample(job, tmp_path) == files and "there already" in capsys.readouterr().out
-    monkeypatch.undo()
-    monkeypatch.setattr(pipeline, "load", lambda workdir, mesh: pipe)
-    # Other settings are another video.
-    run_sample(dataclasses.replace(job, sampling=SamplingConfig(seconds=1.0, temperature=3.0)), tmp_path)
+    monkeypatch.setattr(Generator, "roll_out", roll_out)
+    # Other settings are another video; the ids of those before stay.
+    ids = files[0].with_suffix(".ids")
+    kept = {}
+    for number, temperature in enumerate((3.0, 4.0), start=1):
+        kept[ids.with_suffix(f".{number}.ids")] = ids.read_bytes()
+        with pytest.warns(UserWarning, match=rf"not sampled with these settings: it is kept as .*\.{number}\.ids"):
+            sampling = SamplingConfig(seconds=1.0, temperature=temperature)
+            run_sample(dataclasses.replace(job, sampling=sampling), tmp_path)
     assert files[0].read_bytes() != before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*.ids")} == kept
+    [again, *_] = run_sample(dataclasses.replace(job, decode=str(min(kept))), tmp_path)
+    assert again.name.endswith(".1.mp4") and again.read_bytes() == before
 
 
 @pytest.mark.parametrize("continuation", ["reencode", "ids"])

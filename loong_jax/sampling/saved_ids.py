@@ -6,7 +6,9 @@ does not count.
 """
 
 import dataclasses
+import itertools
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +70,11 @@ class SavedIds:
 
     @staticmethod
     def create(path: str | Path, origin: Origin, start: UInt8[np.ndarray, "t h w 3"] | None) -> "SavedIds":
-        """The file at ``path`` where it is of the same video, else a new one without ids in its place."""
+        """The file at ``path`` where it is of the same video, else a new one without ids in its place.
+
+        Ids of another video may be hours of work: their file is renamed to NAME.1.ids, or the next free number, and a
+        warning says so.
+        """
         path = Path(path)
         line = json.dumps(
             {"format": _FORMAT, "num_start": 0 if start is None else len(start)} | dataclasses.asdict(origin)
@@ -76,6 +82,7 @@ class SavedIds:
         content = line.encode() + b"\n" + (b"" if start is None else start.tobytes())
         if not path.is_file() or not path.read_bytes().startswith(content):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _set_aside(path)
             partial = path.with_suffix(".partial")
             partial.write_bytes(content)
             partial.replace(path)
@@ -99,3 +106,24 @@ class SavedIds:
         """Write one latent frame, at once; after a kill, ``keep`` what is whole first."""
         with self.path.open("ab", buffering=0) as file:
             file.write(np.ascontiguousarray(ids, "<i4").tobytes())
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a file of saved ids, unless there are none in it."""
+    try:
+        is_empty = not len(SavedIds(path))
+    except ValueError:  # no ids, but somebody's file
+        is_empty = not path.exists()
+    if is_empty:
+        return
+    number = next(number for number in itertools.count(1) if not _numbered(path, number).exists())
+    aside = path.rename(_numbered(path, number))
+    warnings.warn(
+        f"{path} was not sampled with these settings: it is kept as {aside.name}, and --config.decode={aside} makes "
+        "its video.",
+        stacklevel=3,
+    )
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_suffix(f".{number}{path.suffix}")
