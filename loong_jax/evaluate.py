@@ -162,5 +162,6 @@ def _shown(example: Example, record: Record) -> tuple[str, str, Video]:
     if example.original is not None:
         video = np.concatenate([example.original, video], axis=2)
     parts = [f"PSNR {np.mean(record.windows['psnr']):.1f} dB, original on the left"] if "psnr" in record.windows else []
-    parts += [f"{name.replace('_', ' ')} {'right' if right else 'WRONG'}" for name, right in record.digits.items()]
+    wrong = [name.replace("_", " ") for name, is_right in record.digits.items() if not is_right]
+    parts += [f"wrong: {', '.join(wrong)}" if wrong else "all right"] if record.digits else []
     return example.prompt or example.name, ", ".join(parts), video

@@ -24,7 +24,7 @@ from loong_jax.evaluation.i3d import Weights, i3d_features
 def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     """Squared Frechet distance of the normal distributions with the means and covariances of two sets of features.
 
-    It is 0 for equal sets and never negative but for rounding. Computed in float64.
+    Computed in float64; 0 for equal sets.
 
     Raises:
         ValueError: a set has fewer than two rows, or they differ in width.
@@ -34,7 +34,8 @@ def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -
     (mean_a, root_a), (mean_b, root_b) = _moments(a), _moments(b)
     # tr (A B)^(1/2) of A = root_a' root_a and B = root_b' root_b, without squaring what is small.
     shared = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    return float(((mean_a - mean_b) ** 2).sum() + (root_a**2).sum() + (root_b**2).sum() - 2 * shared)
+    distance = ((mean_a - mean_b) ** 2).sum() + (root_a**2).sum() + (root_b**2).sum() - 2 * shared
+    return max(0.0, float(distance))
 
 
 def frechet_of_folds(

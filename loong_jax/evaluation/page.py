@@ -18,7 +18,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; } th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); }
-th { text-align: left; font-weight: 600; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 600; } td { white-space: nowrap; } .wide { overflow-x: auto; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .grid-of { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); }
 .videos { grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }
 svg.plot { width: 100%; } svg .grid { stroke: var(--line); }
@@ -104,9 +105,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return ""
     columns = list({name: None for row in rows for name in row})
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in columns)
     body = "".join(f"<tr>{''.join(_cell(row.get(name)) for name in columns)}</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
 
 
 def _cell(value: Any) -> str:

@@ -40,6 +40,7 @@ def test_logits_of_the_packages_weights_are_the_stored_ones_of_torch(stored, wei
 
 
 @has_package
+@pytest.mark.slow
 def test_black_and_white_are_about_as_far_apart_as_the_authors_of_the_distance_say(weights):
     # "The FVD for this setup should be around 131": frechet_video_distance/example.py of google-research.
     black, white = (clip_features(weights, np.full((1, 15, 64, 64, 3), value, np.uint8)) for value in (0, 255))
