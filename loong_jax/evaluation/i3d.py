@@ -26,6 +26,7 @@ _LEVELS = (
     ((2, 2, 2), (2, 2, 2), ("Mixed_5b", "Mixed_5c")),
 )
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
+_EXACT = jax.lax.Precision.HIGHEST  # accelerators would round to fewer bits, and distances differ by machine
 
 
 class Convolution(NamedTuple):
@@ -66,7 +67,8 @@ def logits(weights: Weights, video: Float[Array, "b t h w 3"]) -> Float[Array, "
     x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1,) * 5, "VALID") / np.prod(window)
     # The last layer is linear, so that means may be taken before it.
     last = weights["Logits/Conv3d_0c_1x1"]
-    return jnp.einsum("bc,cd->bd", x.mean(axis=(1, 2, 3)), last.kernel[0, 0, 0]) + last.bias[None]
+    x = jnp.einsum("bc,cd->bd", x.mean(axis=(1, 2, 3)), last.kernel[0, 0, 0], precision=_EXACT)
+    return x + last.bias[None]
 
 
 def _mixed(weights: Weights, name: str, x: Array) -> Array:
@@ -83,7 +85,7 @@ def _mixed(weights: Weights, name: str, x: Array) -> Array:
 
 def _layer(weights: Weights, name: str, x: Array, stride: int = 1) -> Array:
     kernel, bias = weights[name]
-    x = jax.lax.conv_general_dilated(x, kernel, (stride,) * 3, "SAME", dimension_numbers=_LAYOUT)
+    x = jax.lax.conv_general_dilated(x, kernel, (stride,) * 3, "SAME", dimension_numbers=_LAYOUT, precision=_EXACT)
     return jax.nn.relu(x + bias.reshape(1, 1, 1, 1, -1))
 
 
