@@ -7,6 +7,7 @@ Parses flags, turns the ConfigDict into a job, writes ``<workdir>/config.json`` 
 
 import json
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -113,14 +114,17 @@ def _main(argv: list[str]) -> None:
     except Ended as end:  # all processes alike
         print(f"{distributed.process_label()}{end}", file=sys.stderr)
         sys.exit(end.exit_code)
-    except KeyboardInterrupt:
-        print(f"{distributed.process_label()}interrupted: the same command goes on.", file=sys.stderr)
-        distributed.leave(Stopped.exit_code)
 
 
 def _fail(message: str) -> None:
     print(f"error: {distributed.process_label()}{message}", file=sys.stderr)
     distributed.leave(2)
+
+
+def _end(*_) -> None:
+    """End at once, at Ctrl-C outside a training; an exception is lost where JAX has the garbage collector call it."""
+    os.write(2, f"{distributed.process_label()}interrupted: the same command goes on.\n".encode())
+    os._exit(Stopped.exit_code)
 
 
 def _with_huge_pages() -> None:
@@ -138,6 +142,8 @@ def _with_huge_pages() -> None:
 def run() -> None:
     """Entry point."""
     _with_huge_pages()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of what a shell starts in the background
+        signal.signal(signal.SIGINT, _end)
     app.run(_main, flags_parser=_parse_flags)
 
 

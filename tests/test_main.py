@@ -1,5 +1,6 @@
 """The command line as a user meets it: a mistake is one sentence on stderr, with exit code 2."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +89,17 @@ def test_what_no_check_knows_is_told_in_one_line():
     assert one_line(PermissionError(13, "Permission denied", "/root/w")) == "/root/w: Permission denied."
     full = OSError(28, "No space left on device")  # as writing says it
     assert one_line(full) == "a file that was read or written: No space left on device."
+
+
+def test_ctrl_c_is_not_lost_where_a_library_calls_back():
+    code = """
+import gc, os, signal
+from loong_jax import main
+main.app.run = lambda *_, **__: gc.collect()
+gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.SIGINT))
+main.run()
+"""
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    command = [sys.executable, "-c", f"import signal; signal.signal(2, signal.default_int_handler){code}"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (75, "interrupted: the same command goes on.\n")
