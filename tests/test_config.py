@@ -210,6 +210,7 @@ IMPOSSIBLE = [
     ),
     (DecodingConfig, {"weights": "int4"}, "decoding.weights", "int4", "'auto', 'int8'"),
     (DecodingConfig, {"cache": "bfloat16"}, "decoding.cache", "bfloat16", "'auto', 'int8'"),
+    (DecodingConfig, {"parallel_ids": 0}, "decoding.parallel_ids", 0, POSITIVE),
     *[
         (EvaluateJob, {field: 0}, field, 0, POSITIVE)
         for field in ("num_videos", "window_seconds", "num_shown", "batch_size")

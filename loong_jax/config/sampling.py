@@ -16,12 +16,16 @@ _LONGEST = 24 * 60 * 60  # seconds of video; more is a slip of the hand
 
 @dataclasses.dataclass(frozen=True)
 class DecodingConfig:
-    """How the language model is kept while it samples; int8 is half of bfloat16, and not quite the same model."""
+    """How the language model is kept and run to sample; int8 is half of bfloat16, and not quite the same model."""
 
     weights: str = "auto"  # "auto": as model.compute_dtype; "int8": with a scale for each output of a matrix
     cache: str = "auto"  # of keys and values; "int8": with a scale for each of them
+    # Ids of a latent frame that a step guesses and checks at once, with the same ids as a result; 1: one after another.
+    # Videos that are sampled together advance by as many as are right in all of them: for one or a few.
+    parallel_ids: int = 1
 
     def __post_init__(self):
+        require(self.parallel_ids > 0, "decoding.parallel_ids", self.parallel_ids, "it must be greater than 0")
         require_choice("decoding.weights", self.weights, ("auto", "int8"))
         require_choice("decoding.cache", self.cache, ("auto", "int8"))
 

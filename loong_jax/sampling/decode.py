@@ -61,16 +61,21 @@ def make_decoder(
 ) -> Decoder:
     """Build the decoder for ``batch`` prompts; nothing is compiled until it is called.
 
+    A step feeds ``decoding.parallel_ids`` codes, the first chosen and the others guessed, and keeps them as far as each
+    guess is the code that is then chosen at its place: speculative Jacobi decoding (arXiv 2410.01699) where a place's
+    noise is the same in every step, so that the codes are those of one at a time, whatever was guessed.
+
     With ``is_ranked``, ``decode`` returns besides the log-likelihood of the codes that it has sampled, float32 [batch]:
     given the prompt, at temperature 1 and without guidance.
 
     Raises:
         ConfigError: the mesh does not divide the rows or heads.
     """
-    slots = prompt_slots + max_steps
+    window = min(decoding.parallel_ids, frame_steps)
+    slots = prompt_slots + max_steps + window - 1  # the last window reaches beyond the end
     rows = batch * (2 if is_guided else 1)
     is_cpu = mesh.devices.flat[0].platform == "cpu"
-    storage = Storage(is_int8=decoding.weights == "int8", is_transposed=is_cpu and rows == 1)
+    storage = Storage(is_int8=decoding.weights == "int8", is_transposed=is_cpu and rows * window == 1)
     dtype = jnp.int8 if decoding.cache == "int8" else compute_dtype(config)
     cache_shardings = KVCache.shardings(mesh, config, rows, slots, dtype)
     by_row = sharding.named_sharding(mesh, ("batch", None), (rows, config.num_video_ids), "logits")
@@ -113,27 +118,47 @@ def make_decoder(
         keys: Array,
         rule: SamplingRule,
     ):
-        def step(index, carry):
-            cache, logits, codes, *likelihood = carry
+        end, before = start + num_steps, codes
+        positions = jnp.pad(positions, [(0, 0), (0, window - 1)] + [(0, 0)] * (positions.ndim - 2), mode="edge")
+
+        def pick(index: Int[Array, ""], logits: Float[Array, "rows v"]):
+            """The code of every prompt at one place, and its log-likelihood."""
             odds = logits.reshape(batch, rows // batch, -1)[:, 0]
             if is_guided:
                 pairs = logits.reshape(batch, 2, -1)
                 logits = guide(pairs[:, 0], pairs[:, 1], rule.guidance_scale)
-            before = jax.lax.dynamic_index_in_dim(codes, index - start, axis=1, keepdims=False)
-            logits = discourage(logits, before, rule.repetition_penalty)
+            repeated = before.at[:, index - start].get(mode="fill", fill_value=-1)
+            logits = discourage(logits, repeated, rule.repetition_penalty)
             code = choose(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, rule)
-            if is_ranked:
-                drawn = jnp.take_along_axis(jax.nn.log_softmax(odds), code[:, None], axis=1)
-                likelihood = [likelihood[0] + drawn[:, 0]]
-            codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, index - start))
-            tokens = (first + code).repeat(rows // batch)[:, None]
-            place = jax.lax.dynamic_slice_in_dim(positions, index, 1, axis=1)
-            valid = jnp.ones_like(tokens, bool)
-            hidden, cache = model.extend(params, config, tokens, place, valid, cache, prompt_slots + index)
-            return cache, model.logits(params, hidden[:, 0]), codes, *likelihood
+            return code, jnp.take_along_axis(jax.nn.log_softmax(odds), code[:, None], axis=1)[:, 0]
 
-        likelihood = [jnp.zeros(batch)] * is_ranked
-        return jax.lax.fori_loop(start, start + num_steps, step, (cache, logits, codes, *likelihood))
+        def step(carry):
+            index, cache, logits, codes, *likelihood = carry
+            code, drawn = pick(index, logits)
+            codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, index - start))
+            # The first code of the window is certain; each after it is what was chosen there in the step before, or
+            # at the same place of the latent frame before.
+            guesses = jax.lax.dynamic_slice_in_dim(codes, index - start, window, axis=1)
+            tokens = (first + guesses).repeat(rows // batch, axis=0)
+            places = jax.lax.dynamic_slice_in_dim(positions, index, window, axis=1)
+            valid = jnp.ones_like(tokens, bool)
+            hidden, cache = model.extend(params, config, tokens, places, valid, cache, prompt_slots + index)
+            logits, count = model.logits(params, hidden), 1
+            if window > 1:
+                following = index + jnp.arange(1, window)
+                chosen, odds = jax.vmap(pick, in_axes=(0, 1), out_axes=1)(following, logits[:, :-1])
+                is_right = (chosen == guesses[:, 1:]).all(axis=0)  # rows advance together
+                count = jnp.minimum(1 + jnp.cumprod(is_right.astype(jnp.int32)).sum(), end - index)
+                codes = jax.lax.dynamic_update_slice(codes, chosen, (0, index - start + 1))
+                drawn += jnp.where(following < index + count, odds, 0).sum(axis=1)
+            logits = jax.lax.dynamic_index_in_dim(logits, count - 1, axis=1, keepdims=False)
+            return index + count, cache, logits, codes, *(total + drawn for total in likelihood)
+
+        codes = jnp.pad(codes, ((0, 0), (0, window - 1)), constant_values=-1)
+        carry = (start, cache, logits, codes, *[jnp.zeros(batch)] * is_ranked)
+        _, cache, logits, codes, *likelihood = jax.lax.while_loop(lambda carry: carry[0] < end, step, carry)
+        codes = jnp.where(jnp.arange(frame_steps) < num_steps, codes[:, :frame_steps], before)
+        return cache, logits, codes, *likelihood
 
     new_cache = jax.jit(lambda: KVCache.zeros(config, rows, slots, dtype), out_shardings=cache_shardings)
     return Decoder(storage, prepare, prefill, decode, new_cache)

@@ -13,6 +13,7 @@ from flax import nnx
 from loong_jax import sharding
 from loong_jax.config import DecodingConfig, SamplingConfig, TransformerConfig
 from loong_jax.models import transformer
+from loong_jax.sampling import decode
 from loong_jax.sampling.decode import make_decoder
 from loong_jax.sampling.logits import rules_of
 
@@ -66,7 +67,7 @@ def keys_of(seeds) -> jax.Array:
 class Runner:
     """A decoder of one shape on one mesh, with its parameters placed there."""
 
-    def __init__(self, mesh, batch: int, is_guided: bool, params=None, **decoding):
+    def __init__(self, mesh, batch: int, is_guided: bool, params=None, is_ranked: bool = False, **decoding):
         self.decoder = make_decoder(
             CONFIG,
             mesh,
@@ -76,6 +77,7 @@ class Runner:
             max_steps=MAX_STEPS,
             frame_steps=MAX_STEPS,
             decoding=DecodingConfig(**decoding),
+            is_ranked=is_ranked,
         )
         params = sharp_params() if params is None else params
         placed = jax.device_put(params, sharding.tree_shardings(mesh, params, transformer.logical_axes(CONFIG)))
@@ -90,7 +92,7 @@ class Runner:
         for index, steps in enumerate(calls):
             place = jnp.int32(sum(calls[:index])), jnp.int32(steps)
             before = codes
-            self.cache, logits, codes = self.decoder.decode(
+            self.cache, logits, codes, *self.likelihood = self.decoder.decode(
                 self.params, self.cache, logits, codes, following, *place, keys_of(seeds), rule
             )
             np.testing.assert_array_equal(codes[:, steps:], before[:, steps:])
@@ -242,3 +244,52 @@ def test_only_the_video_columns_of_the_head_are_read(make_mesh):
     expected = Runner(make_mesh(data=1), 2, False)(prompts, [0, 1], SAMPLED)
     found = Runner(make_mesh(data=1), 2, False, spoiled)(prompts, [0, 1], SAMPLED)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("is_guided", "parallel_ids"), [(False, 2), (True, 4), (True, 100)])
+def test_ids_in_parallel_are_those_of_one_at_a_time(is_guided, parallel_ids, make_mesh):
+    """For any seed, rule and parts of a clip; so their distribution is the same too."""
+    prompts = make_prompts(8, is_guided)
+    plain = Runner(make_mesh(data=1), 8, is_guided, is_ranked=True)
+    parallel = Runner(make_mesh(data=1), 8, is_guided, is_ranked=True, parallel_ids=parallel_ids)
+    narrow = SamplingConfig(top_k=2, temperature=0.2, guidance_scale=2.0, repetition_penalty=3.0)
+    for rule in (SAMPLED, narrow):
+        for calls in ((6,), (3, 3), (1, 4)):
+            for first in (0, 100):
+                seeds = range(first, first + 8)
+                expected = plain(prompts, seeds, rule, calls)
+                np.testing.assert_array_equal(parallel(prompts, seeds, rule, calls), expected)
+                np.testing.assert_allclose(*parallel.likelihood, *plain.likelihood, rtol=1e-4)
+    assert parallel.decoder.decode._cache_size() == 1
+
+
+def test_a_guess_that_is_right_takes_no_step_of_its_own(make_mesh, monkeypatch):
+    steps = []
+
+    def counted(*arguments):
+        jax.debug.callback(lambda: steps.append(1))
+        return extend(*arguments)
+
+    extend = decode.model.extend
+    prompts, seeds = make_prompts(1, False), [7]
+    expected = Runner(make_mesh(data=1), 1, False)(prompts, seeds, SAMPLED)
+    run = Runner(make_mesh(data=1), 1, False, parallel_ids=6)
+    tokens, positions, valid, following = padded(prompts)
+    (rule,) = rules_of(SAMPLED, False, 1)
+    wrong = (expected + 1) % 64
+    for num_right, most in ((6, 1), (4, 3), (0, 6)):
+        run.cache, logits, _ = run.decoder.prefill(run.params, run.cache, tokens, positions, valid)
+        monkeypatch.setattr(decode.model, "extend", counted)
+        guesses = np.where(np.arange(6) < num_right, expected, wrong)
+        steps.clear()
+        run.cache, _, codes = run.decoder.decode(
+            run.params, run.cache, logits, guesses, following, jnp.int32(0), jnp.int32(6), keys_of(seeds), rule
+        )
+        jax.effects_barrier()
+        np.testing.assert_array_equal(codes, expected)
+        assert 1 <= len(steps) <= most and (len(steps) > 1 or num_right == 6)
+
+
+def test_ids_in_parallel_on_a_mesh_equal_those_without(make_mesh):
+    run = Runner(make_mesh(data=2, fsdp=2, tensor=2), 8, True, parallel_ids=4)
+    np.testing.assert_array_equal(run(make_prompts(8, True), range(8), SAMPLED), one_device_codes(make_mesh(data=1)))
