@@ -5,7 +5,8 @@
 
 First videos of 10, 60 and 600 s, each length in a process of its own. Then, for every ``sampling.continuation``, how
 much a latent frame's first frame differs from the one before it where a round begins and elsewhere, and the PSNR of the
-frames that a round starts from, as it decodes them, to those that were shown.
+frames that a round starts from, as it decodes them, to those that were shown. At last the time of one video with
+several ids at once (``sampling.decoding.parallel_ids``), in turn with one after another.
 """
 
 import argparse
@@ -31,6 +32,7 @@ DEMO = load_job(Path(__file__).parents[2] / "configs", "demo")
 PROMPTS = [f"a {color} {digit} moves left" for digit, color in enumerate(("red", "blue", "green", "red"), start=2)]
 LENGTHS = {10: 6, 60: 3, 600: 1}  # seconds, and how often
 WAYS = ("reencode", "anchor", "ids", "window")
+PARALLEL_IDS, ROUNDS = (1, 4, 8, 16), 5
 
 
 def load(path: str) -> loong_jax.Pipeline:
@@ -111,6 +113,28 @@ def seams(pipe: loong_jax.Pipeline, seconds: float) -> None:
         )
 
 
+def ids_at_once(pipe: loong_jax.Pipeline) -> None:
+    def run(count: int) -> tuple[float, float, np.ndarray]:
+        clock, processor = time.perf_counter(), time.process_time()
+        video = pipe(PROMPTS[0], **options(seconds=20.0, decoding={"parallel_ids": count}))
+        return (time.perf_counter() - clock) / 20, (time.process_time() - processor) / 20, video
+
+    expected, times = run(1)[2], {count: [] for count in PARALLEL_IDS}
+    for count in PARALLEL_IDS:  # compiles
+        same = (run(count)[2] == expected).all(axis=(1, 2, 3)).mean()
+        print(f"{count} ids at once: {same:.0%} of the frames are those of one after another", flush=True)
+    for _ in range(ROUNDS):
+        for count in PARALLEL_IDS:
+            times[count].append(run(count)[:2])
+    base = np.median(times[1], axis=0)
+    for count in PARALLEL_IDS:
+        clock, processor = np.median(times[count], axis=0)
+        print(
+            f"{count} ids at once: {clock:.3f} s for each second of video ({base[0] / clock:.2f} times as fast), "
+            f"{processor:.3f} s of the processor ({base[1] / processor:.2f})"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="workdir of a language-model training")
@@ -118,7 +142,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print(jax.devices()[0].device_kind)
     lengths(arguments.model)
-    seams(load(arguments.model), arguments.seconds)
+    pipe = load(arguments.model)
+    seams(pipe, arguments.seconds)
+    ids_at_once(pipe)
 
 
 if __name__ == "__main__":

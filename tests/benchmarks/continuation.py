@@ -1,0 +1,179 @@
+"""How long a prompt's digit and color last, by the way that rounds continue a video and by top-k, on a trained model.
+
+    python -m loong_jax.main --config=configs/demo.py --workdir=runs/demo
+    python tests/benchmarks/continuation.py --model=runs/demo/stage3 --results=FILE.json [--picture=FILE.png]
+
+Samples videos of the demo's held-out prompts with the demo's temperature and guidance: for each
+``sampling.continuation`` with the demo's top-k, and for the default one with others. A judge of pixels reads every ten
+seconds; a minute's share is the mean of its six. A cell (way, top-k, seconds, seed) that stands in FILE.json is not
+sampled again, so that the same command goes on where it was stopped; --seeds=0 only shows what is there. Prints a
+table: means over the seeds, and the least and largest. The picture needs matplotlib.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import loong_jax
+from loong_jax.config_dict import load_job
+from loong_jax.data.moving_digits import MovingDigits, Scene, canonical_caption
+from loong_jax.evaluation.digits import DigitReader
+from loong_jax.evaluation.report import format_table
+
+DEMO = load_job(Path(__file__).parents[2] / "configs", "demo")
+SAMPLING = DEMO.sample.sampling
+WINDOW = 10  # seconds that the judge reads at once
+WAYS = ("reencode", "anchor", "ids", "window")
+TOP_K = (1, 5, 20, 100, 0)
+SETTINGS = [(way, SAMPLING.top_k) for way in WAYS] + [(SAMPLING.continuation, top_k) for top_k in TOP_K]
+
+
+def held_out(count: int, num_frames: int) -> list[dict]:
+    """The demo's examples: what to ask for, and a real video of it."""
+    data = DEMO.stage3.data
+    source = MovingDigits("test", data.frame_size, num_frames, data.two_digit_share)
+    return [source[index] for index in range(count)]
+
+
+def windows(stream: Iterator[np.ndarray], num_frames: int) -> Iterator[np.ndarray]:
+    """Videos [batch, num_frames, ...], one after another, of frames that come in any number."""
+    held = None
+    for frames in stream:
+        held = frames if held is None else np.concatenate([held, frames], axis=1)
+        while held.shape[1] >= num_frames:
+            yield held[:, :num_frames]
+            held = held[:, num_frames:]
+
+
+def judge(reader: DigitReader, stream: Iterator[np.ndarray], scenes: list[tuple[Scene, ...]], fps: float) -> dict:
+    """Share of the videos with the right digit and the right color, for every window."""
+    digit, color = [], []
+    for videos in windows(stream, round(fps * WINDOW)):
+        read = [reader.read(video, scene) for video, scene in zip(videos, scenes, strict=True)]
+        right = [one.digits == tuple(s.digit for s in scene) for one, scene in zip(read, scenes, strict=True)]
+        digit.append(float(np.mean(right)))
+        color.append(float(np.mean([one.color_right for one in read])))
+    return {"digit": digit, "color": color}
+
+
+def run(model: str, results: Path, seconds: int, seeds: int, prompts: int) -> list[dict]:
+    """All cells of such videos, those in ``results`` and those that were missing there."""
+    cells = json.loads(results.read_text()) if results.exists() else []
+    pipe, reader = loong_jax.load(model), DigitReader()
+    examples = held_out(prompts, round(seconds * pipe.fps))
+    scenes = [example["label"] for example in examples]
+    texts = [canonical_caption(scene) for scene in scenes]
+
+    def add(cell: dict, stream) -> None:
+        if any(cell.items() <= done.items() for done in cells):
+            return
+        cells.append(cell | judge(reader, stream(), scenes, pipe.fps))
+        partial = results.with_suffix(".partial")
+        partial.write_text("[\n" + ",\n".join(map(json.dumps, cells)) + "\n]\n")
+        partial.replace(results)
+        print(cells[-1], flush=True)
+
+    size = {"seconds": seconds, "prompts": prompts}
+    real = [example["video"] for example in examples]
+    add({"way": "real", "top_k": None, "seed": 0} | size, lambda: iter([np.stack(real)]))
+    for seed in range(seeds):
+        for way, top_k in SETTINGS:
+            sampling = dataclasses.replace(SAMPLING, seconds=seconds, continuation=way, top_k=top_k)
+            options = {name: getattr(sampling, name) for name in sampling.__dataclass_fields__}
+            add(
+                {"way": way, "top_k": top_k, "seed": seed} | size,
+                lambda seed=seed, options=options: pipe.stream(texts, seed * prompts, **options),
+            )
+    return [cell for cell in cells if size.items() <= cell.items()]
+
+
+def by_setting(cells: list[dict]) -> dict[tuple, dict[str, np.ndarray]]:
+    """Shares [seeds, times] of digit and color for every (way, top-k); times are windows, or minutes of long videos."""
+    found = {}
+    for setting in [("real", None), *dict.fromkeys(SETTINGS)]:
+        own = [cell for cell in cells if (cell["way"], cell["top_k"]) == setting]
+        if own:
+            shares = {name: np.array([cell[name] for cell in own]) for name in ("digit", "color")}
+            found[setting] = {name: by_time(share, own[0]["seconds"]) for name, share in shares.items()}
+    return found
+
+
+def by_time(shares: np.ndarray, seconds: int) -> np.ndarray:
+    return shares if seconds <= 60 else shares.reshape(len(shares), seconds // 60, -1).mean(axis=2)
+
+
+def name_of(way: str, top_k: int | None) -> str:
+    return "real clips" if way == "real" else f"{way}, k = {top_k or 'all'}"
+
+
+def table(cells: list[dict]) -> str:
+    """Right digits / right colors of each setting by time, in percent: means over the seeds, the least and largest."""
+    rows = []
+    for setting, shares in by_setting(cells).items():
+        row = {"way": name_of(*setting), "seeds": len(shares["digit"])}
+        for index, values in enumerate(zip(shares["digit"].T, shares["color"].T, strict=True)):
+            row[time_of(index, cells[0]["seconds"])] = " / ".join(map(_percent, values))
+        rows.append(row)
+    return format_table(rows, tuple(rows[0]))
+
+
+def _percent(values: np.ndarray) -> str:
+    low, mean, high = (round(100 * value) for value in (values.min(), values.mean(), values.max()))
+    return f"{mean}" if len(values) == 1 else f"{mean} ({low}-{high})"
+
+
+def time_of(index: int, seconds: int) -> str:
+    if seconds > 60:
+        return f"minute {index + 1}"
+    return f"{WINDOW * index} to {WINDOW * (index + 1)} s"
+
+
+def draw(cells: list[dict], path: Path) -> None:
+    """Means over the seeds against time, for the ways and for top-k; bars from the least to the largest."""
+    from matplotlib import pyplot
+
+    step = WINDOW if cells[0]["seconds"] <= 60 else 60
+    found = by_setting(cells)
+    of_top_k = [(SAMPLING.continuation, top_k) for top_k in sorted({SAMPLING.top_k, *TOP_K}, key=lambda k: k or 1e9)]
+    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), sharex=True, sharey="row", layout="constrained")
+    for column, settings in enumerate((SETTINGS[: len(WAYS)], of_top_k)):
+        for row, what in enumerate(("digit", "color")):
+            axis = axes[row, column]
+            shown = [setting for setting in [("real", None), *settings] if setting in found]
+            for order, setting in enumerate(shown):
+                share = 100 * found[setting][what]
+                middle = step * (np.arange(share.shape[1]) + 0.5) + 0.012 * step * share.shape[1] * (order - 2)
+                mean = share.mean(axis=0)
+                bars = np.stack([mean - share.min(axis=0), share.max(axis=0) - mean])
+                color = "0.6" if setting[0] == "real" else f"C{order - 1}"
+                axis.errorbar(
+                    middle, mean, bars, marker="o", markersize=3, lw=1.2, color=color, label=name_of(*setting)
+                )
+            axis.grid(alpha=0.3)
+            axis.set_ylabel(f"{what} right, %" if column == 0 else "")
+        axes[1, column].set_xlabel("seconds")
+        axes[1, column].legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="stage3 of a trained demo")
+    parser.add_argument("--results", type=Path, required=True, help="what was found so far, and is added to")
+    parser.add_argument("--picture", type=Path, help="PNG of the same")
+    parser.add_argument("--seconds", type=int, default=60, help="10 to 60, or minutes")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=64)
+    arguments = parser.parse_args()
+    cells = run(arguments.model, arguments.results, arguments.seconds, arguments.seeds, arguments.prompts)
+    print(table(cells))
+    if arguments.picture:
+        draw(cells, arguments.picture)
+
+
+if __name__ == "__main__":
+    main()
