@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 LAUNCHERS = re.compile("JAX_(COORDINATOR|NUM_PROC|PROCESS|LOCAL)|SLURM_|OMPI_|KUBERNETES_|JOB_COMPL|TPU_")
 MEASURED = re.compile("_per_second$|_seconds$|^peak_memory|^mfu$")
 OFTEN = ("--config.train.log_every=1", "--config.train.checkpoint_every=1", "--config.train.eval_every=5")
+# A shell has what it starts in the background ignore Ctrl-C, which trainings started from here would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Small ones, in seconds; between them they have all parts of a state but the discriminator's.
 COMMANDS = {
     "language_model": (
