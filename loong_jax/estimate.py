@@ -182,7 +182,7 @@ def _changed(training: Experiment, job: EstimateJob) -> Experiment:
     dtype = "float32" if job.target.strip() == "cpu" else "bfloat16"
     if not is_model:
         return dataclasses.replace(training, tokenizer=dataclasses.replace(training.tokenizer, compute_dtype=dtype))
-    asked = {"remat": job.remat, "attention": job.attention, "mlp_parts": job.mlp_parts}
+    asked = {"remat": job.remat, "attention": job.attention}
     chosen = {name: value for name, value in asked.items() if value}
     return dataclasses.replace(training, model=dataclasses.replace(training.model, compute_dtype=dtype, **chosen))
 

@@ -56,7 +56,7 @@ EXAMPLES = [
     ),
     SampleJob(prompt="a|b", sampling=SamplingConfig(top_p=0.5, min_p=(0.1, 0.2), top_k=(400, 20))),
     DemoJob(tokenizer=TokenizerJob(tokenizer=DEBUG_TOKENIZER), stage2=LanguageModelJob(train=TRAIN), num_eval_clips=7),
-    EvaluateJob(data=DataConfig(num_frames=65), num_clips=3),
+    EvaluateJob(data=DataConfig(num_frames=65), num_videos=3),
     EstimateJob(batch_sizes=(3,), mesh=MeshConfig(tensor=2), step="sampling"),
     DoctorJob(full=False, write_mib=1),
 ]

@@ -182,7 +182,6 @@ class EstimateJob:
     compiler_time: bool = False  # also ask for the compiler's own guess, which takes two more compilations
     # What is changed of the experiment: "" and 0 are as it is there.
     remat: str = ""
-    mlp_parts: int = 0
     attention: str = ""
     mesh: MeshConfig = MeshConfig()
 
@@ -190,7 +189,7 @@ class EstimateJob:
         require(min(self.batch_sizes, default=1) > 0, "batch_sizes", self.batch_sizes, "each must be greater than 0")
         require_choice("step", self.step, ("training", "sampling"))
         require_choice("optimization_level", self.optimization_level, ("", "O0", "O1", "O2", "O3"))
-        require_not_negative(self, "length", "mlp_parts")
+        require_not_negative(self, "length")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,14 +36,12 @@ class TransformerConfig:
     # What the backward pass computes again: "none", "dots" (all but matrix products), "full" (all but the layers'
     # inputs), or "offload" (the same, and those wait in the host's memory).
     remat: str = "none"
-    mlp_parts: int = 1  # of the MLP's width, that are worked through one after another, for less memory
     scan_layers: bool = True
     compute_dtype: str = "auto"
     attention: str = "auto"  # "reference", "xla", "splash" (TPU), "cudnn" (GPU) or "ring" (mesh.sequence > 1)
 
     def __post_init__(self):
         positive = ("num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_dim", "num_video_ids", "max_length")
-        positive += ("mlp_parts",)
         require_positive(self, *positive, "rope_theta")
         require_not_negative(self, "num_text_ids", "norm_eps")
         require_choice("model.remat", self.remat, ("none", "dots", "full", "offload"))
@@ -51,8 +49,6 @@ class TransformerConfig:
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "it must lie in [0, 1)")
         require_choice("model.compute_dtype", self.compute_dtype, DTYPES)
         require_choice("model.attention", self.attention, ATTENTION)
-        allowed = f"it must divide mlp_dim {self.mlp_dim}"
-        require(self.mlp_dim % self.mlp_parts == 0, "model.mlp_parts", self.mlp_parts, allowed)
         heads, kv_heads = self.num_heads, self.num_kv_heads
         allowed = f"model_dim {self.model_dim} must be a multiple of 2 x num_heads"
         require(self.model_dim % (2 * heads) == 0, "model.num_heads", heads, allowed)
@@ -71,7 +67,7 @@ class TransformerConfig:
 TRANSFORMER_PRESETS = {
     "700m": TransformerConfig(),
     "3b": TransformerConfig(num_layers=26, model_dim=3072, num_heads=24, num_kv_heads=24, mlp_dim=8192),
-    "7b": TransformerConfig(num_layers=32, model_dim=4096, num_heads=32, num_kv_heads=32, mlp_dim=11008, mlp_parts=2),
+    "7b": TransformerConfig(num_layers=32, model_dim=4096, num_heads=32, num_kv_heads=32, mlp_dim=11008),
 }
 
 

@@ -117,9 +117,9 @@ def extend(
     A token sees the valid slots up to its own. With many tokens this is prefill, with one it is a decoding step.
     """
     (rows, t), dtype, eps = tokens.shape, compute_dtype(config), config.norm_eps
-    cache = dataclasses.replace(cache, valid=jax.lax.dynamic_update_slice(cache.valid, valid, (0, slot)))
-    slots = jnp.arange(cache.valid.shape[1])
-    mask = cache.valid[:, None, :] & (slots[None, None, :] <= slot + jnp.arange(t)[None, :, None])
+    layers, valid = list(cache.layers), jax.lax.dynamic_update_slice(cache.valid, valid, (0, slot))
+    slots = jnp.arange(valid.shape[1])
+    mask = valid[:, None, :] & (slots[None, None, :] <= slot + jnp.arange(t)[None, :, None])
     turn = rotation(positions, config.head_dim, config.rope_theta)
     group = config.num_heads // config.num_kv_heads
     x = constrain(params["embedding"][tokens], "batch", "length", None)
@@ -131,13 +131,13 @@ def extend(
         if config.qk_norm:
             query, key = rms_norm(query, layer["query_norm"], eps), rms_norm(key, layer["key_norm"], eps)
         query, key = rotate(query, turn), rotate(key, turn)
-        cache = cache.write(index, slot, key, value)
-        attended = cached_attention(query, cache, index, mask, slot + t)
+        layers[index] = layers[index].write(slot, key, value)
+        attended = cached_attention(query, layers[index], mask, slot + t)
         x = constrain(x + layer["output"](attended.reshape(rows, t, -1), dtype), "batch", "length", None)
         gate_up = layer["gate_up"](rms_norm(x, layer["mlp_norm"], eps), dtype).reshape(rows, t, -1, 2)
         x = x + layer["down"](jax.nn.silu(gate_up[..., 0]) * gate_up[..., 1], dtype)
         x = constrain(x, "batch", "length", None)
-    return rms_norm(x, params["final_norm"], eps), cache
+    return rms_norm(x, params["final_norm"], eps), KVCache(layers, valid)
 
 
 def logits(params: Any, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:

@@ -1,10 +1,10 @@
 """The parts of a LLaMA block that are not attention: normalization, rotary positions, the gated MLP."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from loong_jax.sharding import constrain
 
 
 def rms_norm(x: Float[Array, "... d"], scale: Float[Array, " d"], eps: float) -> Float[Array, "... d"]:
@@ -39,40 +39,47 @@ def rotate(x: Float[Array, "b t n h"], rotation: Rotation) -> Float[Array, "b t 
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+@jax.custom_vjp
 def swiglu(
     x: Float[Array, "b t d"], gate: Float[Array, "d f"], up: Float[Array, "d f"], down: Float[Array, "f d"]
 ) -> Float[Array, "b t d"]:
-    """Gated MLP, down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
-    return project(jax.nn.silu(project(x, gate)) * project(x, up), down)
+    """Gated MLP, down(silu(gate(x)) * up(x)) (arXiv 2002.05202).
 
-
-def swiglu_in_parts(
-    x: Float[Array, "b t d"],
-    gate: Float[Array, "d f"],
-    up: Float[Array, "d f"],
-    down: Float[Array, "f d"],
-    num_parts: int,
-    shards: int = 1,
-    unroll: bool = False,
-) -> Float[Array, "b t d"]:
-    """The same, one part of the width after another, each computed again for its gradients.
-
-    Inside of a layer that is rematerialized this is no more work: what the layer would compute again is dropped, for
-    nothing needs it. Each part has its share of each of the ``shards`` that the width is cut into;
-    ``unroll`` writes the loop out.
+    The matrices' gradients are summed over devices one after the other. Until then every device holds the whole of
+    one, and they are the largest arrays of a layer: together they would decide how much memory a step needs.
     """
+    return _with_saved(x, gate, up, down)[0]
 
-    def cut(weight, axis):
-        before, after = weight.shape[:axis], weight.shape[axis + 1 :]
-        split = jnp.moveaxis(weight.reshape(*before, shards, num_parts, -1, *after), axis + 1, 0)
-        return split.reshape(num_parts, *before, -1, *after)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def add(total, weights):
-        return total + swiglu(x, *weights), None
+def _with_saved(x, gate, up, down):
+    gated, raised = project(x, gate), project(x, up)
+    return project(jax.nn.silu(gated) * raised, down), (x, gate, up, down, gated, raised)
 
-    weights = (cut(gate, 1), cut(up, 1), cut(down, 0))
-    return jax.lax.scan(add, jnp.zeros_like(x), weights, unroll=unroll)[0]
+
+def _gradients(saved, of_out):
+    x, gate, up, down, gated, raised = saved
+    product, through_product = jax.vjp(lambda gated, raised: jax.nn.silu(gated) * raised, gated, raised)
+    of_down = _of_weight(product, down, of_out, ("mlp", "embed"))
+    own_down = constrain(down, "mlp", "embed")  # gathered from the devices when its turn comes
+    of_down, of_out, own_down = jax.lax.optimization_barrier((of_down, of_out, own_down))
+    of_gated, of_raised = through_product(_of_input(product, own_down, of_out))
+    of_gate = _of_weight(x, gate, of_gated, ("embed", "mlp"))
+    of_gate, of_raised = jax.lax.optimization_barrier((of_gate, of_raised))
+    of_up = _of_weight(x, up, of_raised, ("embed", "mlp"))
+    return _of_input(x, gate, of_gated) + _of_input(x, up, of_raised), of_gate, of_up, of_down
+
+
+def _of_weight(x, weight, of_out, axes):
+    (gradient,) = jax.vjp(lambda weight: project(x, weight), weight)[1](of_out)
+    return constrain(gradient, *axes)
+
+
+def _of_input(x, weight, of_out):
+    (gradient,) = jax.vjp(lambda x: project(x, weight), x)[1](of_out)
+    return gradient
+
+
+swiglu.defvjp(_with_saved, _gradients)
 
 
 def project(x: Float[Array, "b t d"], weight: Float[Array, "d f"]) -> Float[Array, "b t f"]:

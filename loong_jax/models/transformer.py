@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 from loong_jax.config import TransformerConfig
 from loong_jax.models.attention import attention
 from loong_jax.models.attention_mask import Mask
-from loong_jax.models.layers import Rotation, project, rms_norm, rotate, rotation, swiglu, swiglu_in_parts
-from loong_jax.sharding import constrain, current_parts
+from loong_jax.models.layers import Rotation, project, rms_norm, rotate, rotation, swiglu
+from loong_jax.sharding import constrain
 
 _INIT_STDDEV = 0.02
 # Tables are this many rows longer than the vocabulary at most, so that any reasonable mesh divides them.
@@ -149,12 +149,7 @@ class Transformer(nnx.Module):
 
     def _mlp(self, x, params, keys=None):
         normal = rms_norm(x, params["mlp_norm"], self.config.norm_eps)
-        weights = (params["gate"], params["up"], params["down"])
-        if self.config.mlp_parts == 1:
-            out = swiglu(normal, *weights)
-        else:
-            parts, shards = self.config.mlp_parts, current_parts("mlp")
-            out = swiglu_in_parts(normal, *weights, parts, shards, unroll=not self.config.scan_layers)
+        out = swiglu(normal, params["gate"], params["up"], params["down"])
         out = out if keys is None else self._drop(out, keys[1])
         return constrain(x + out, "batch", "length", None)
 

@@ -123,7 +123,10 @@ def _score(options, has_gradient, hidden, head, targets, weights):
     if embed_axes:
         of_head = jax.lax.psum_scatter(of_head, embed_axes, scatter_dimension=0, tiled=True)
     of_head = jax.lax.psum(of_head, tuple(axis for axis in row_axes if axis not in embed_axes))
-    return total, scores, (places[2].reshape(shape), of_head)
+    # The layers' gradients need the first: without the barrier the other's sum over devices, and so all of it on each
+    # device, would wait for the end of the step.
+    of_hidden, of_head = jax.lax.optimization_barrier((places[2].reshape(shape), of_head))
+    return total, scores, (of_hidden, of_head)
 
 
 def _parts(arrays):

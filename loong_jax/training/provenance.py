@@ -13,7 +13,7 @@ from loong_jax.config_dict import to_json_dict
 from loong_jax.vocab import SPECIALS
 
 # Settings of a model that change how it is computed or trained, not what it is.
-_HOW = {"remat", "mlp_parts", "scan_layers", "compute_dtype", "attention", "dropout", "max_length"}
+_HOW = {"remat", "scan_layers", "compute_dtype", "attention", "dropout", "max_length"}
 _HOW |= {"clustering", "anchor", "decay", "commitment_weight", "codebook_weight", "start_step"}
 _HOW |= {"dead_after", "usage_alarm"}
 # Settings that say nothing of what a finished training has made.

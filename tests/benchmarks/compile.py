@@ -41,15 +41,14 @@ def carried_on(seconds: list[float]) -> float:
     return seconds[0] + (seconds[1] - seconds[0]) / (DEPTHS[1] - DEPTHS[0]) * (LAYERS - DEPTHS[0])
 
 
-def ours(parts: int) -> tuple[float, float]:
-    """GiB of work and the compiler's seconds of our step, the MLP in ``parts``."""
+def ours() -> tuple[float, float]:
+    """GiB of work and the compiler's seconds of our step."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "target": "v5p:4x4x4",
             "experiment": "stage3:7b",
             "length": LENGTH,
             "batch_sizes": f"({CHIPS},)",
-            "mlp_parts": parts,
             "compiler_time": True,
         }
         flags = [f"--config.{name}={value}" for name, value in settings.items()]
@@ -63,10 +62,8 @@ def main() -> None:
     peer, _ = maxtext()
     peer_seconds = carried_on([maxtext("scan_layers=false", f"base_num_decoder_layers={depth}")[1] for depth in DEPTHS])
     print(f"MaxText: {peer:.3f} GiB, {peer_seconds:.3f} s")
-    for parts in (1, 2):
-        work, seconds = ours(parts)
-        ratios = f"({work / peer:.2f}), {seconds:.3f} s ({seconds / peer_seconds:.2f})"
-        print(f"loong_jax, MLP in {parts}: {work:.3f} GiB {ratios}")
+    work, seconds = ours()
+    print(f"loong_jax: {work:.3f} GiB ({work / peer:.2f}), {seconds:.3f} s ({seconds / peer_seconds:.2f})")
 
 
 if __name__ == "__main__":

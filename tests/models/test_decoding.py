@@ -171,10 +171,10 @@ def test_a_group_is_rounded_to_254_steps_and_zeros_stay_zeros():
 
 def test_a_key_of_zeros_divides_nothing():
     """As where a normalization's scale is zero: every slot counts the same."""
-    store = KVCache.zeros(CONFIG, 2, 3, jnp.int8)
+    store = KVCache.zeros(CONFIG, 2, 3, jnp.int8).layers[0]
     value = jax.random.normal(jax.random.key(0), (2, 3, 8, 4))
-    store = store.write(1, 0, jnp.zeros_like(value), value)
-    found = cached_attention(jnp.ones((2, 1, 16, 4)), store, 1, jnp.ones((2, 1, 3), bool), 3)
+    store = store.write(0, jnp.zeros_like(value), value)
+    found = cached_attention(jnp.ones((2, 1, 16, 4)), store, jnp.ones((2, 1, 3), bool), 3)
     np.testing.assert_allclose(found[:, 0, ::2], value.mean(axis=1), atol=0.02)
 
 
@@ -184,8 +184,8 @@ def test_a_long_cache_is_read_in_blocks_up_to_what_is_filled(dtype):
     keys = jax.random.split(jax.random.key(1), 3)
     query = jax.random.normal(keys[0], (2, 1, 16, 4))
     key, value = (jax.random.normal(k, (2, 1500, 8, 4)) for k in keys[1:])
-    store = KVCache.zeros(CONFIG, 2, 1500, dtype).write(1, 0, key, value)
-    attend = jax.jit(lambda allowed, filled: cached_attention(query, store, 1, allowed, filled))
+    store = KVCache.zeros(CONFIG, 2, 1500, dtype).layers[0].write(0, key, value)
+    attend = jax.jit(lambda allowed, filled: cached_attention(query, store, allowed, filled))
     for filled in (1, 94, 95, 700, 1500):
         allowed = (jnp.arange(1500) < filled)[None, None].repeat(2, axis=0)
         expected = dense_attention(query, key, value, allowed)

@@ -7,7 +7,7 @@ import pytest
 
 from loong_jax.models.cached_attention import cached_attention
 from loong_jax.models.dense_attention import dense_attention
-from loong_jax.models.kv_cache import KVCache
+from loong_jax.models.kv_cache import LayerCache
 from loong_jax.models.layers import rms_norm, rotate, rotation, swiglu
 
 RNG = np.random.default_rng(0)
@@ -48,17 +48,32 @@ def test_swiglu():
     np.testing.assert_allclose(swiglu(*map(jnp.asarray, (x, gate, up, down))), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_gradients_of_swiglu():
+    x, gate, up, down, of_out = normal(2, 3, 8), normal(8, 12), normal(8, 12), normal(12, 8), normal(2, 3, 8)
+    found = jax.vjp(swiglu, *map(jnp.asarray, (x, gate, up, down)))[1](jnp.asarray(of_out))
+    rows, of_rows = x.reshape(-1, 8).astype(np.float64), of_out.reshape(-1, 8).astype(np.float64)
+    gated, raised = rows @ gate, rows @ up
+    share = 1 / (1 + np.exp(-gated))
+    of_product = of_rows @ down.T
+    of_gated = of_product * raised * share * (1 + gated * (1 - share))
+    of_raised = of_product * gated * share
+    of_x = (of_gated @ gate.T + of_raised @ up.T).reshape(x.shape)
+    expected = of_x, rows.T @ of_gated, rows.T @ of_raised, (gated * share * raised).T @ of_rows
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("num_kv_heads", "slots", "read"), [(1, 300, 3 * 64), (4, 300, 3 * 64), (4, 1500, 2 * 94)])
 def test_cached_attention_reads_the_filled_slots_and_no_others(num_kv_heads, slots, read):
     """Slots past the blocks with filled ones hold NaN: one read there would be seen. Long caches have larger blocks."""
     filled = 130
-    keys, values = (np.full((3, 2, num_kv_heads, slots, 8), np.nan, np.float32) for _ in range(2))
+    keys, values = (np.full((2, num_kv_heads, slots, 8), np.nan, np.float32) for _ in range(2))
     for part in (keys, values):
-        part[:, :, :, :read] = normal(3, 2, num_kv_heads, read, 8)
+        part[:, :, :read] = normal(2, num_kv_heads, read, 8)
     query, mask = normal(2, 5, 4, 8), RNG.random((2, 5, slots)) < 0.6
     mask[..., 0], mask[..., filled:] = True, False
-    cache = KVCache(*map(jnp.asarray, (keys, values, mask[:, 0])))
-    found = jax.jit(cached_attention)(jnp.asarray(query), cache, 1, jnp.asarray(mask), filled)
-    part = [x[1, :, :, :filled].swapaxes(1, 2) for x in (keys, values)]
+    cache = LayerCache(jnp.asarray(keys), jnp.asarray(values))
+    found = jax.jit(cached_attention)(jnp.asarray(query), cache, jnp.asarray(mask), filled)
+    part = [x[:, :, :filled].swapaxes(1, 2) for x in (keys, values)]
     expected = dense_attention(*map(jnp.asarray, (query, *part, mask[..., :filled])))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -159,31 +159,6 @@ def test_gradients_that_wait_in_bfloat16_are_those_that_wait_in_float32(scan_lay
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize("sizes", [None, {"fsdp": 2, "tensor": 4}], ids=str)
-def test_the_mlp_in_parts_is_the_whole_mlp(sizes, make_mesh):
-    config = dataclasses.replace(CONFIG, remat="full", mlp_parts=2)
-    expected = jax.jit(jax.grad(lambda params: loss(CONFIG, params, make_batch())))(sharp_params())
-    gradient = jax.jit(jax.grad(lambda params: loss(config, params, make_batch())))
-    if sizes is None:
-        assert_trees_close(gradient(sharp_params()), expected, 1e-5)
-        return
-    mesh = make_mesh(**sizes)
-    shardings = sharding.tree_shardings(mesh, sharp_params(), transformer.logical_axes(CONFIG))
-    with jax.set_mesh(mesh):
-        assert_trees_close(gradient(jax.device_put(sharp_params(), shardings)), expected, 1e-5)
-
-
-def test_the_mlp_in_parts_computes_nothing_twice():
-    """What the layer would compute again for the parts to compute again is dropped."""
-
-    def products(**changes):
-        config = dataclasses.replace(CONFIG, remat="full", attention="reference", **changes)
-        gradient = jax.jit(jax.grad(lambda params: loss(config, params, make_batch())))
-        return gradient.lower(sharp_params()).as_text().count("dot_general")  # a loop's body counts once
-
-    assert products(mlp_parts=2) == products()
-
-
 def test_remat_computes_more_matrix_products_the_less_it_keeps():
     def products(remat):
         config = dataclasses.replace(CONFIG, remat=remat, scan_layers=False)

@@ -230,7 +230,7 @@ def test_codes_on_a_mesh_equal_those_without(sizes, is_mesh_set, make_mesh):
         run = Runner(mesh, 8, True)
         np.testing.assert_array_equal(run(prompts, seeds, SAMPLED), expected)
     rows, heads = sizes.get("data", 1) * sizes.get("fsdp", 1), sizes.get("tensor", 1)
-    assert run.cache.keys.addressable_shards[0].data.shape == (2, 16 // rows, 8 // heads, 14, 4)
+    assert run.cache.layers[0].keys.addressable_shards[0].data.shape == (16 // rows, 8 // heads, 14, 4)
 
 
 @cache
