@@ -176,7 +176,7 @@ class EstimateJob:
     batch_sizes: tuple[int, ...] = ()  # tried in turn until one does not fit; empty: the largest is looked for
     length: int = 0  # ids in a row; 0: as the experiment's
     # How hard the compiler tries, "O0" to "O3", or "" as in a training; at "O1" it is several times faster, and its
-    # program needs somewhat more memory.
+    # program needs somewhat more memory or less.
     optimization_level: str = ""
     decoding: DecodingConfig = DecodingConfig()  # of sampling
     compiler_time: bool = False  # also ask for the compiler's own guess, which takes two more compilations
