@@ -20,7 +20,7 @@ MEASURED = re.compile("_per_second$|_seconds$|^peak_memory|^mfu$")
 OFTEN = ("--config.train.log_every=1", "--config.train.checkpoint_every=1", "--config.train.eval_every=5")
 # A shell has what it starts in the background ignore Ctrl-C, which trainings started from here would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Small ones, in seconds; between them they have all parts of a state but the discriminator's.
+# Small ones, in seconds; between them they have all parts of a state.
 COMMANDS = {
     "language_model": (
         "--config=configs/stage2.py:debug",
@@ -33,7 +33,6 @@ COMMANDS = {
     "tokenizer": (
         "--config=configs/tokenizer.py:debug",
         "--config.data.num_frames=5",
-        "--config.loss.adversarial_weight=0",
         *OFTEN,
     ),
 }
