@@ -103,7 +103,7 @@ IMPOSSIBLE = [
     (DataConfig, {"source": "tokens:a|folder:b"}, "data.source", "tokens:a|folder:b", "mixed with tokens only"),
     *[
         (DataConfig, {field: 0}, field, 0, POSITIVE)
-        for field in ("frame_size", "num_frames", "fps", "num_threads", "max_text_ids")
+        for field in ("frame_size", "num_frames", "fps", "num_threads", "max_text_ids", "reencoded_frames")
     ],
     *[(DataConfig, {field: 1.5}, field, 1.5, SHARE) for field in ("two_digit_share", "image_share", "text_drop")],
     (DataConfig, {"max_bad_share": -0.1}, "max_bad_share", -0.1, SHARE),
@@ -226,6 +226,10 @@ IMPOSSIBLE = [
     (LossConfig, {"z_weight": -1.0}, "z_weight", -1.0, NOT_NEGATIVE),
     (EstimateJob, {"step": "decode"}, "step", "decode", "'training', 'sampling'"),
     (LossConfig, {"context_corruption": 1.5}, "context_corruption", 1.5, "in [0, 1]"),
+    (DataConfig, {"reencoded_share": 1.5}, "reencoded_share", 1.5, "in [0, 1]"),
+    (DataConfig, {"reencoded_share": 0.5, "cache_ids": False}, "data.reencoded_share", 0.5, "with cache_ids"),
+    (DataConfig, {"reencoded_share": 0.5, "source": "tokens:DIR"}, "data.reencoded_share", 0.5, "no source tokens:DIR"),
+    (DataConfig, {"reencoded_share": 0.5, "num_frames": 5}, "data.reencoded_frames", 5, "less than num_frames (5)"),
     (OptimizerConfig, {"schedule": "linear"}, "optimizer.schedule", "linear", "'cosine', 'wsd'"),
     (OptimizerConfig, {"decay_share": 1.1}, "decay_share", 1.1, "in [0, 1]"),
     (TransformerConfig, {"rope": "2d"}, "model.rope", "2d", "'1d', '3d'"),

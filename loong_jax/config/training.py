@@ -4,7 +4,7 @@ import dataclasses
 
 from loong_jax.config.checks import require, require_choice, require_not_negative, require_positive, require_share
 from loong_jax.config.media import MediaLimits
-from loong_jax.config.sources import parse_sources
+from loong_jax.config.sources import is_tokens, parse_sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,10 @@ class DataConfig:
     cached_frames: int = 0  # frames per cached clip, to share one cache between stages; 0: num_frames
     image_share: float = 0.0  # single frames: share of the batches (tokenizer) or of their rows (model)
     text_drop: float = 0.1  # share of captions replaced by null_text, for guidance
+    # Share of the clips whose first reencoded_frames are decoded from the clip's ids and encoded again, as rounds of
+    # long videos start; such ids are read and not predicted. Only of ids that are cached before the training.
+    reencoded_share: float = 0.0
+    reencoded_frames: int = 5  # as sampling.reencode_frames
     max_text_ids: int = 64
     # Of cached ids: 0 puts one sequence in a row of the batch; n gives a row room for n clips and fills what is left
     # with images.
@@ -65,9 +69,15 @@ class DataConfig:
         for field in ("source", "image_source"):
             if getattr(self, field) or field == "source":
                 parse_sources(f"data.{field}", getattr(self, field))
-        require_positive(self, "frame_size", "num_frames", "fps", "num_threads", "max_text_ids")
+        require_positive(self, "frame_size", "num_frames", "fps", "num_threads", "max_text_ids", "reencoded_frames")
         require_not_negative(self, "num_clips", "num_images", "min_brightness", "min_motion", "num_workers", "pack")
-        require_share(self, "two_digit_share", "image_share", "text_drop", "max_bad_share")
+        require_share(self, "two_digit_share", "image_share", "text_drop", "max_bad_share", "reencoded_share")
+        has_pixels = self.cache_ids and not is_tokens(self.source)
+        allowed = "ids are decoded again before a training alone: with cache_ids, and no source tokens:DIR"
+        require(has_pixels or not self.reencoded_share, "data.reencoded_share", self.reencoded_share, allowed)
+        is_start = not self.reencoded_share or self.reencoded_frames < self.num_frames
+        allowed = f"it must be less than num_frames ({self.num_frames})"
+        require(is_start, "data.reencoded_frames", self.reencoded_frames, allowed)
         is_enough = self.cached_frames == 0 or self.cached_frames >= self.num_frames
         allowed = f"use 0, or at least num_frames ({self.num_frames})"
         require(is_enough, "data.cached_frames", self.cached_frames, allowed)

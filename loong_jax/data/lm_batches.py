@@ -25,6 +25,7 @@ def language_model_batches(
     batch_size: int,
     seed: int,
     rope: str = "1d",
+    reencoded: Any | None = None,
     **process: int,
 ) -> Batches:
     """Batches of the language model's contract, from caches of ids.
@@ -33,7 +34,12 @@ def language_model_batches(
     shorter clip. ``data.image_share`` of the rows come from ``images``; empty captions and a share ``data.text_drop``
     become the null text. With ``data.pack`` a row has that many clips, or as many images as fit, one segment each; what
     captions leave free is filled with images, drawn at random.
+
+    Where ``reencoded`` has the first latent frames of each clip, encoded again from what is decoded of them, a share
+    ``data.reencoded_share`` of the clips starts with those.
     """
+    if reencoded is not None:
+        clips = _WithReencoded(clips, reencoded)
     layout = _Layout(data, loss, vocabulary, latent_frames, length, images, rope)
     transform = layout.packed_row if data.pack else layout.row
     # Ids are Python's work alone: more threads of one process would wait for each other.
@@ -49,7 +55,8 @@ class _Layout:
         self._frames, self._length, self._images = latent_frames, length, images
 
     def row(self, example: dict, rng: np.random.Generator) -> Row:
-        return self._sequence(*choose(example, self._images, self._frames, self._data, rng), self._length)
+        example, is_image, is_dropped = choose(example, self._images, self._frames, self._data, rng)
+        return self._sequence(self._restarted(example, is_image, rng), is_image, is_dropped, self._length)
 
     def encoded_row(self, codes: np.ndarray, text_ids: np.ndarray, is_image: bool, is_dropped: bool) -> Row:
         example = {"codes": codes, "text_ids": text_ids[text_ids >= 0].tolist()}
@@ -71,12 +78,21 @@ class _Layout:
         return pack_sequences(chosen, self._vocabulary, self._length)
 
     def _segment(self, example: dict, is_image: bool, rng: np.random.Generator) -> Row:
-        return self._sequence(example, is_image, rng.random() < self._data.text_drop)
+        is_dropped = rng.random() < self._data.text_drop
+        return self._sequence(self._restarted(example, is_image, rng), is_image, is_dropped)
+
+    def _restarted(self, example: dict, is_image: bool, rng: np.random.Generator) -> dict:
+        """The clip as it is, or as a round starts it."""
+        if is_image or "reencoded" not in example or rng.random() >= self._data.reencoded_share:
+            return example
+        given = example["reencoded"]
+        return example | {"codes": np.concatenate([given, example["codes"][len(given) :]]), "num_given": len(given)}
 
     def _sequence(self, example: dict, is_image: bool, is_dropped: bool, length: int | None = None) -> Row:
         text_ids = None if is_dropped else example["text_ids"][: self._data.max_text_ids] or None
         codes = example["codes"][: 1 if is_image else self._frames]
-        return build_sequence(text_ids, codes, self._vocabulary, length, self._loss, is_image, self._rope)
+        given = example.get("num_given", 0)
+        return build_sequence(text_ids, codes, self._vocabulary, length, self._loss, is_image, self._rope, given)
 
 
 def choose(
@@ -91,6 +107,19 @@ def choose(
 
 def _drawn(examples: Any, rng: np.random.Generator) -> dict:
     return examples[int(rng.integers(len(examples)))]
+
+
+class _WithReencoded:
+    """Clips, and how each one's first latent frames are encoded again."""
+
+    def __init__(self, clips: Any, reencoded: Any):
+        self._clips, self._reencoded = clips, reencoded
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._clips[index] | {"reencoded": self._reencoded[index]["codes"]}
 
 
 class EncodedBatches:

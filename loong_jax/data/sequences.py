@@ -44,11 +44,13 @@ def build_sequence(
     loss: LossConfig,
     is_image: bool = False,
     rope: str = "1d",
+    num_given: int = 0,
 ) -> Row:
     """Lay out text, codes and markers, padded to ``length``; with ``None`` as long as they are.
 
     A code of latent frame i has weight 1 + early_weight if i < early_frames, else 1 (Loong, section 3.3); an image's
-    codes and the end marker have weight 1; text, the other markers and padding have 0.
+    codes and the end marker have weight 1; text, the other markers, padding and the first ``num_given`` latent frames,
+    which are read and not predicted, have 0.
 
     Raises:
         ValueError: the sequence is longer than ``length``, or a code is outside the vocabulary.
@@ -76,7 +78,7 @@ def build_sequence(
     row["positions"][: stop + 1] = places(start, LatentGrid(*codes.shape), rope)
     row["segment_ids"][: stop + 1] = 1
     row["frame_ids"][start:stop] = frame_ids
-    row["loss_weights"][start:stop] = np.where(frame_ids < loss.early_frames, 1 + early, 1)
+    row["loss_weights"][start:stop] = np.where(frame_ids < loss.early_frames, 1 + early, 1) * (frame_ids >= num_given)
     row["loss_weights"][stop] = 1
     return row
 

@@ -162,14 +162,18 @@ def _batches(
     plain, one_each = LossConfig(early_weight=0.0), dataclasses.replace(data, pack=0)
     test = language_model_batches(held_out, None, one_each, plain, length=row_length(job, tokenizer.config), **common)
 
-    clips, images = None, None
+    clips, images, reencoded = None, None, None
     if data.cache_ids or is_tokens(source):
         if frames == 1 or data.image_share > 0 or data.pack:
             images = _cached(job, tokenizer, token_dir, "train", image_source, data.num_images, 1)
         if frames > 1:
             clips = _cached(job, tokenizer, token_dir, "train", source, data.num_clips, clip_frames)
-        length = row_length(job, tokenizer.config, max(data.pack, 1))
-        return language_model_batches(clips or images, images, data, job.loss, length=length, **common), test
+        if frames > 1 and data.reencoded_share:
+            path = token_dir / f"train_reencoded_{data.reencoded_frames}_of_{clip_frames}_{data.num_clips}"
+            options = dict(num_frames=clip_frames, reencoded_frames=data.reencoded_frames)
+            reencoded = tokenize(tokenizer, data, "train", data.num_clips, path, **options)
+        common |= dict(reencoded=reencoded, length=row_length(job, tokenizer.config, max(data.pack, 1)))
+        return language_model_batches(clips or images, images, data, job.loss, **common), test
     options = dict(needs_caption=data.require_caption, bad_list=token_dir.with_name("bad_media.jsonl"))
     if frames == 1 or data.image_share > 0:
         images = make_source(data, "train", source=image_source, num_frames=1, num_examples=data.num_images, **options)

@@ -56,6 +56,7 @@ def tokenize(
     *,
     source: str = "",
     num_frames: int | None = None,
+    reencoded_frames: int = 0,
     devices: Sequence[jax.Device] | None = None,
 ) -> TokenCache:
     """Encode the first ``num_examples`` clips of a source; shards that are already there are kept.
@@ -68,6 +69,7 @@ def tokenize(
         path: the folder of the cache.
         source: in place of ``data.source``.
         num_frames: of a clip, in place of ``data.num_frames``.
+        reencoded_frames: above 0, the ids are those of so many frames of each clip, decoded from its own ids.
         devices: that encode, by default all accelerators of this host, or the CPU. Hosts write shards of their own.
 
     Raises:
@@ -89,9 +91,11 @@ def tokenize(
     meta = CacheMeta(
         fingerprint=tokenizer.fingerprint,
         text_fingerprint=text.fingerprint,
-        source={"source": name, "split": split, "num_frames": frames} | {key: fields[key] for key in _SOURCE_FIELDS},
+        source={"source": name, "split": split, "num_frames": frames}
+        | ({"reencoded_frames": reencoded_frames} if reencoded_frames else {})
+        | {key: fields[key] for key in _SOURCE_FIELDS},
         num_examples=len(examples),
-        grid=(config.latent_frames(frames), size, size),
+        grid=(config.latent_frames(reencoded_frames or frames), size, size),
         num_codes=config.quantizer.num_codes,
         fps=data.fps,
     )
@@ -100,7 +104,7 @@ def tokenize(
     if missing:
         wanted = [index for _, indices in missing for index in indices]
         batches = _batches(read_in_order(examples, wanted, data), [indices for _, indices in missing])
-        done = _in_order(batches, _encoders(tokenizer, text, devices))
+        done = _in_order(batches, _encoders(tokenizer, text, reencoded_frames, devices))
         progress = ProgressReport(f"encoding {len(examples)} {split} clips of {frames} frames", len(examples))
         for shard, indices in missing:
             rows = list(itertools.islice(done, -(-len(indices) // _ROWS_PER_CALL)))
@@ -118,23 +122,29 @@ def _batches(examples: Iterator[dict], shards: list[range]) -> Iterator[list[dic
             yield list(itertools.islice(examples, min(_ROWS_PER_CALL, len(indices) - start)))
 
 
-def _encoders(tokenizer: VideoTokenizer, text: TextTokenizer, devices: Sequence[jax.Device] | None) -> list:
+def _encoders(
+    tokenizer: VideoTokenizer, text: TextTokenizer, reencoded_frames: int, devices: Sequence[jax.Device] | None
+) -> list:
     """A function from a batch of examples to its ids for each device."""
     if devices is None:
         devices = jax.local_devices() if jax.default_backend() != "cpu" else jax.local_devices()[:1]
 
     def encoder(device: jax.Device):
         on_device = tokenizer.on(device)
-        return lambda examples: _encode(on_device, text, examples)
+        return lambda examples: _encode(on_device, text, reencoded_frames, examples)
 
     return [encoder(device) for device in devices]
 
 
-def _encode(tokenizer: VideoTokenizer, text: TextTokenizer, examples: list[dict]) -> list[TokenExample]:
-    videos = np.stack([example["video"] for example in examples])
+def _encode(
+    tokenizer: VideoTokenizer, text: TextTokenizer, reencoded_frames: int, examples: list[dict]
+) -> list[TokenExample]:
+    videos = np.stack([example["video"][: reencoded_frames or None] for example in examples])
     # A last call with fewer rows would compile again: fill it up and cut the result.
     padding = np.zeros((_ROWS_PER_CALL - len(examples), *videos.shape[1:]), np.uint8)
     codes = tokenizer.encode(np.concatenate([videos, padding]))
+    if reencoded_frames:  # the tokenizer is causal: the first ids decode to the first frames, whatever follows
+        codes = tokenizer.encode(tokenizer.decode(codes))
     return [
         TokenExample(row, text.encode(example["caption"]), example["key"])
         for row, example in zip(codes, examples, strict=False)

@@ -33,7 +33,7 @@ class Ids:
         return {"codes": np.full(self.grid, self.offset + index % 32, np.uint16), "text_ids": text_ids}
 
 
-def batches(clips, images, data, frames, codes_per_frame, batch_size=8):
+def batches(clips, images, data, frames, codes_per_frame, batch_size=8, **options):
     length = static_length(frames * codes_per_frame, data.max_text_ids, max(data.pack, 1))
     return language_model_batches(
         clips,
@@ -45,6 +45,7 @@ def batches(clips, images, data, frames, codes_per_frame, batch_size=8):
         length=length,
         batch_size=batch_size,
         seed=3,
+        **options,
     )
 
 
@@ -88,6 +89,28 @@ def test_a_packed_row_is_its_sequences_one_after_the_other():
     clip_rows = [kinds for kinds in counts if 2 in kinds]
     assert all(kinds[:3] == [2, 2, 2] and not any(kinds[3:]) for kinds in clip_rows)
     assert 0.05 < 1 - len(clip_rows) / len(counts) < 0.4
+
+
+@pytest.mark.parametrize("pack", [0, 2])
+def test_a_share_of_the_clips_starts_as_rounds_do(pack):
+    data = DataConfig(text_drop=0.0, max_text_ids=12, image_share=0.2, pack=pack, reencoded_share=0.3)
+    clips, images, again = Ids(64, (3, 2, 2)), Ids(64, (1, 2, 2), 32), Ids(64, (2, 2, 2), 32)
+    found = []
+    for batch in itertools.islice(batches(clips, images, data, 3, 4, reencoded=again).iterate(), 40):
+        for row in range(8):
+            for segment in segments(batch, row):
+                codes = segment["tokens"][segment["frame_ids"] >= 0].reshape(-1, 4) - VOCABULARY.video_start
+                weights = segment["loss_weights"][segment["frame_ids"] >= 0].reshape(-1, 4)
+                assert (codes == codes[:, :1]).all() and (weights == weights[:, :1]).all()
+                if len(codes) == 1:
+                    assert codes[0, 0] >= 32 and weights[0, 0] == 1
+                    continue
+                last = codes[2, 0]
+                is_again = bool(codes[0, 0] >= 32)
+                assert codes[:, 0].tolist() == ([32 + last] * 2 + [last] if is_again else [last] * 3)
+                assert weights[:, 0].tolist() == ([0, 0, 1] if is_again else [2, 2, 1])
+                found.append(is_again)
+    assert 0.2 < np.mean(found) < 0.4
 
 
 def test_every_clip_is_in_one_packed_row_an_epoch():

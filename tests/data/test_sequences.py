@@ -35,6 +35,14 @@ def test_image_row_has_its_own_markers_and_no_early_weight():
     np.testing.assert_array_equal(row["frame_ids"], [-1, -1, -1, -1, 0, 0, 0, 0, -1])
 
 
+def test_frames_that_are_given_are_read_and_not_predicted():
+    loss = LossConfig(early_frames=2, early_weight=0.5)
+    row, plain = (build_sequence([5, 6], CODES, VOCABULARY, 20, loss, num_given=given) for given in (1, 0))
+    np.testing.assert_array_equal(row["loss_weights"], [0] * 9 + [1.5] * 4 + [1] * 4 + [1] + [0, 0])
+    for name in row.keys() - {"loss_weights"}:
+        np.testing.assert_array_equal(row[name], plain[name])
+
+
 def test_null_text_and_empty_text():
     null = build_sequence(None, CODES, VOCABULARY, 17, LossConfig())
     np.testing.assert_array_equal(null["tokens"][:4], [BEGIN_TEXT, NULL_TEXT, END_TEXT, BEGIN_VIDEO])

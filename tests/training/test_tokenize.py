@@ -89,6 +89,18 @@ def test_the_shards_hold_the_ids_of_the_clips(runs, tokens, data):
         np.testing.assert_array_equal(cache[index]["codes"], tokenizer.encode(example["video"]))
 
 
+def test_reencoded_ids_are_those_of_the_decoded_beginning(runs, data, tmp_path):
+    tokenizer = VideoTokenizer.load(runs / "tokenizer")
+    cache = tokenize(tokenizer, data, "train", 20, tmp_path / "again", reencoded_frames=5)
+    source = make_source(data, "train", num_examples=20)
+    assert cache.meta.grid == (2, 4, 4)
+    for index in (0, 19):
+        decoded = tokenizer.decode(tokenizer.encode(source[index]["video"]))
+        np.testing.assert_array_equal(cache[index]["codes"], tokenizer.encode(decoded)[:2])
+    with pytest.raises(ValueError, match="was made with source"):
+        tokenize(tokenizer, data, "train", 20, tmp_path / "again", reencoded_frames=9)
+
+
 @pytest.mark.slow
 def test_training_from_shards_is_training_from_pixels(runs, tokens, data):
     """Contract: the same ids, so the same losses; held-out ones too."""
