@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["loong_jax", "loong_jax.*"]),
-    package_data={"loong_jax": ["assets/*"]},
+    package_data={"loong_jax": ["assets/*", "serving/page/*"]},
     install_requires=[
         # The JAX stack.
         "jax>=0.10",
@@ -54,9 +54,19 @@ setup(
         "clip": ["torch>=2.8", "transformers>=5"],
         # Data sets of TensorFlow Datasets whose features only TensorFlow can read.
         "tfds": ["tensorflow-cpu>=2.18"],
-        # To look at the curves and pictures that a training writes.
-        "demo": ["tensorboard>=2.18"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.17", "pre-commit>=4"],
+        # To look at the curves and pictures that a training writes, and to serve a model as a page.
+        "demo": ["tensorboard>=2.18", "fastapi>=0.135", "uvicorn>=0.35"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.17",
+            "pre-commit>=4",
+            # What serves a model, and clients of it; playwright drives the Chromium of the machine.
+            "fastapi>=0.135",
+            "uvicorn>=0.35",
+            "httpx>=0.28",
+            "playwright>=1.50",
+        ],
         # The reference that the LLaMA layers and the weight conversion are compared with.
         "parity": ["torch==2.13.0", "transformers>=5"],
     },

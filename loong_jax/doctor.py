@@ -182,6 +182,7 @@ def _extras(job: DoctorJob, workdir: Path) -> tuple[str, str, str]:
         "libtpu": ("tpu", "TPUs, and configs/estimate.py for them"),
         "tensorflow": ("tfds", "data sets of TensorFlow Datasets that only TensorFlow reads"),
         "tensorboard": ("demo", "looking at curves"),
+        "fastapi": ("demo", "configs/serve.py"),
     }
     missing = [(extra, use) for module, (extra, use) in uses.items() if importlib.util.find_spec(module) is None]
     if not missing:

@@ -64,6 +64,10 @@ def run_job(job: config.Job, workdir: Path) -> None:
             from loong_jax.sample import run_sample
 
             run_sample(job, workdir)
+        case config.ServeJob():
+            from loong_jax.serving.server import run_serve
+
+            run_serve(job, workdir)
         case config.DemoJob():
             from loong_jax.demo import run_demo
 

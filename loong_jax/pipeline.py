@@ -153,6 +153,10 @@ class Pipeline:
         """Ids that stand for one frame, on average."""
         return self.generator.grid.ids_per_frame / self.generator.tokenizer.config.temporal_factor
 
+    def num_text_ids(self, prompt: str) -> int:
+        """Ids of a text, of which the model reads the first ``generator.max_text_ids``."""
+        return len(self._text.encode(_checked_text(prompt)))
+
     def _read(self, prompt: str) -> list[int]:
         ids, limit = self._text.encode(prompt), self.generator.max_text_ids
         if len(ids) > limit:

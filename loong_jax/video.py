@@ -134,15 +134,21 @@ def write_image(path: str | Path, image: Image) -> None:
     Raises:
         ValueError: ``image`` is not uint8 [height, width, 3].
     """
-    frame = np.ascontiguousarray(_check_video(np.asarray(image)[None])[0])
+    content = encode_png(image)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def encode_png(image: Image) -> bytes:
+    """The content of a PNG file; errors are those of ``write_image``."""
+    frame = np.ascontiguousarray(_check_video(np.asarray(image)[None])[0])
     encoder = av.CodecContext.create("png", "w")
     encoder.height, encoder.width = frame.shape[:2]
     encoder.pix_fmt = "rgb24"
     encoder.time_base = Fraction(1)
     packets = encoder.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")) + encoder.encode(None)
-    path.write_bytes(b"".join(bytes(packet) for packet in packets))
+    return b"".join(bytes(packet) for packet in packets)
 
 
 def contact_sheet(videos: list[Video], columns: int = 10, *, min_side: int = 64) -> Image:

@@ -25,6 +25,8 @@ from loong_jax.config import (
     QuantizerConfig,
     SampleJob,
     SamplingConfig,
+    ServeJob,
+    ServingLimits,
     TokenizeJob,
     TokenizerConfig,
     TokenizerJob,
@@ -36,6 +38,7 @@ from loong_jax.config import (
     jobs,
     model,
     sampling,
+    serving,
     sources,
     tokenizer,
     training,
@@ -239,6 +242,10 @@ IMPOSSIBLE = [
         (MediaLimits, {field: 0}, field, 0, POSITIVE)
         for field in ("max_pixels", "max_frames", "max_seconds", "max_mib")
     ],
+    *[(ServingLimits, {field.name: 0}, field.name, 0, POSITIVE) for field in dataclasses.fields(ServingLimits)],
+    (ServeJob, {"port": -1}, "port", -1, NOT_NEGATIVE),
+    (ServeJob, {"host": ""}, "host", "", "127.0.0.1"),
+    (ServeJob, {"sampling": SamplingConfig(seconds=61.0)}, "sampling.seconds", 61.0, "at most 60"),
     (DoctorJob, {"timeout": 0.0}, "timeout", 0.0, POSITIVE),
     (DoctorJob, {"write_mib": 0}, "write_mib", 0, POSITIVE),
     *[
@@ -265,7 +272,7 @@ def test_an_impossible_setting(cls, kwargs, field, value, allowed):
 
 def test_every_check_is_tried_above(monkeypatch):
     checked = set()
-    for module in (checks, evaluation, jobs, model, sampling, sources, tokenizer, training):
+    for module in (checks, evaluation, jobs, model, sampling, serving, sources, tokenizer, training):
         monkeypatch.setattr(
             module, "require", lambda condition, field, value, allowed: checked.add(field), raising=False
         )

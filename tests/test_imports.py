@@ -40,6 +40,7 @@ TOP = {
     "interop",
     "sample",
     "sample_files",
+    "serving",
     "demo",
     "evaluate",
     "estimate",

@@ -20,7 +20,16 @@ from absl import flags
 from ml_collections import config_flags
 
 import loong_jax
-from loong_jax.config import JOBS, DemoJob, EvaluateJob, LanguageModelJob, SampleJob, SamplingConfig, TokenizerJob
+from loong_jax.config import (
+    JOBS,
+    DemoJob,
+    EvaluateJob,
+    LanguageModelJob,
+    SampleJob,
+    SamplingConfig,
+    ServeJob,
+    TokenizerJob,
+)
 from loong_jax.config_dict import from_config_dict, to_config_dict
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +83,7 @@ def check_order(commands: list[list[str]]) -> None:
             needed["tokenizer_path"] = job.tokenizer_path
         if isinstance(job, EvaluateJob) and not job.videos and not job.model_path:
             needed["tokenizer_path"] = job.tokenizer_path
-        if isinstance(job, SampleJob | EvaluateJob):
+        if isinstance(job, SampleJob | ServeJob | EvaluateJob):
             needed["model_path"] = job.model_path
         found = {}
         for field, path in needed.items():

@@ -7,6 +7,7 @@ from loong_jax.config.checks import require, require_choice, require_not_negativ
 from loong_jax.config.evaluation import EvaluateJob
 from loong_jax.config.model import LossConfig, TransformerConfig
 from loong_jax.config.sampling import DecodingConfig, SamplingConfig
+from loong_jax.config.serving import ServeJob
 from loong_jax.config.sources import require_pixels
 from loong_jax.config.tokenizer import DiscriminatorConfig, TokenizerConfig, TokenizerLossConfig
 from loong_jax.config.training import DataConfig, MeshConfig, OptimizerConfig, TrainConfig
@@ -216,6 +217,7 @@ Job = (
     | CheckDataJob
     | LanguageModelJob
     | SampleJob
+    | ServeJob
     | DemoJob
     | EvaluateJob
     | EstimateJob
