@@ -1,7 +1,9 @@
-"""A server in a thread of the test, and sampling that goes on when a test says so."""
+"""A server in a thread of the test, a client of it, and sampling that goes on when a test says so."""
 
+import base64
 import contextlib
 import dataclasses
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from loong_jax.sampling.long_video import Piece
 from loong_jax.serving import server
 from loong_jax.serving.api import make_app
 from loong_jax.serving.worker import Worker
+from loong_jax.video_file import read_video
 
 JOB = LanguageModelJob(
     model=dataclasses.replace(DEBUG_TRANSFORMER, max_length=128),
@@ -67,3 +70,26 @@ def running(pipe: Pipeline, folder: Path, token: str = "", **limits: Any) -> Ite
             worker.close()
             serving.should_exit = True
             thread.join()
+
+
+def events(client: httpx.Client, video: str, seen: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbers and data of a video's events, as they come."""
+    with client.stream("GET", f"/api/videos/{video}/events", headers={"Last-Event-ID": str(seen)}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        fields = {}
+        for line in answer.iter_lines():
+            name, _, value = line.partition(": ")
+            fields[name] = value
+            if line == "" and "data" in fields:
+                yield int(fields["id"]), json.loads(fields["data"])
+                fields = {}
+
+
+def frames_of(strip: str) -> np.ndarray:
+    """The new frames of an event, uint8 [frames, 32, 32, 3]."""
+    return read_video(base64.b64decode(strip)).reshape(-1, 32, 32, 3)
+
+
+def strips(client: httpx.Client, video: str) -> Iterator[np.ndarray]:
+    """The frames of a video, as they come."""
+    return (frames_of(progress["strip"]) for _, progress in events(client, video) if progress["strip"])

@@ -1,12 +1,11 @@
 """The HTTP API: from a request to frames and a file, the queue, and how videos end."""
 
 import base64
-import json
 import time
 
 import httpx
 import numpy as np
-from gated import grays
+from gated import events, frames_of, grays
 
 from loong_jax.video_file import read_video
 
@@ -20,19 +19,6 @@ def ask(client: httpx.Client, **request) -> str:
     return answer.json()["id"]
 
 
-def events(client: httpx.Client, video: str, seen: int = 0):
-    """(number, progress) of its events, as they come."""
-    with client.stream("GET", f"/api/videos/{video}/events", headers={"Last-Event-ID": str(seen)}) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        fields = {}
-        for line in answer.iter_lines():
-            name, _, value = line.partition(": ")
-            fields[name] = value
-            if line == "" and "data" in fields:
-                yield int(fields["id"]), json.loads(fields["data"])
-                fields = {}
-
-
 def wait(client: httpx.Client, video: str, *states: str) -> dict:
     """How far it is once it is in one of ``states``."""
     for _ in range(1000):
@@ -43,11 +29,6 @@ def wait(client: httpx.Client, video: str, *states: str) -> dict:
     raise AssertionError(f"still {progress}")
 
 
-def frames_of(strip: str, tmp_path) -> np.ndarray:
-    (tmp_path / "strip.png").write_bytes(base64.b64decode(strip))
-    return read_video(tmp_path / "strip.png").reshape(-1, 32, 32, 3)
-
-
 def test_frames_come_while_the_rest_is_sampled_then_the_file(serve, gate, tmp_path):
     client = serve()
     video = ask(client, seed=3, temperature=0.5, top_k=7, guidance_scale=2, negative_prompt="a blue 3")
@@ -56,7 +37,7 @@ def test_frames_come_while_the_rest_is_sampled_then_the_file(serve, gate, tmp_pa
         found.append(progress)
         assert number == len(found) and progress["id"] == video and progress["num_frames"] == 20
         if progress["strip"]:
-            shown.append(frames_of(progress["strip"], tmp_path))
+            shown.append(frames_of(progress["strip"]))
             assert progress["frames"] == sum(map(len, shown))
         if progress["state"] == "sampling" and progress["frames"] < 20:
             assert client.get(f"/api/videos/{video}/video.mp4").status_code == 404
