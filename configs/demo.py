@@ -20,7 +20,6 @@ from loong_jax.config import (
     LossConfig,
     OptimizerConfig,
     QuantizerConfig,
-    SampleJob,
     SamplingConfig,
     TokenizerConfig,
     TokenizerJob,
@@ -49,6 +48,13 @@ MODEL = TransformerConfig(
 )
 # One digit a clip: two are in the data set, but take a model of this size longer than the demo may run.
 DATA = DataConfig(frame_size=32, num_frames=65, two_digit_share=0.0, num_images=8192, max_text_ids=12)
+SAMPLING = SamplingConfig(
+    temperature=0.7,
+    top_k=10,
+    guidance_scale=2.0,
+    continuation_temperature=0.2,
+    continuation_guidance_scale=1.3,
+)
 
 
 def get_config(variant: str = ""):
@@ -90,6 +96,7 @@ def _full() -> DemoJob:
             model=MODEL,
             data=dataclasses.replace(DATA, num_frames=num_frames, num_clips=num_clips, image_share=share),
             loss=LossConfig(early_frames=5, early_weight=weight),
+            sampling=SAMPLING,
             optimizer=OptimizerConfig(
                 name="muon",
                 learning_rate=rate,
@@ -106,17 +113,7 @@ def _full() -> DemoJob:
                 eval_batches=4,
             ),
         )
-    sample = SampleJob(
-        sampling=SamplingConfig(
-            seconds=60.0,
-            temperature=0.7,
-            top_k=10,
-            guidance_scale=2.0,
-            continuation_temperature=0.2,
-            continuation_guidance_scale=1.3,
-        )
-    )
-    return DemoJob(image_tokenizer=images, tokenizer=clips, sample=sample, **stages)
+    return DemoJob(image_tokenizer=images, tokenizer=clips, **stages)
 
 
 def _debug(job: DemoJob) -> DemoJob:

@@ -23,12 +23,12 @@ A video that nobody follows or asks for is given up after `limits.client_timeout
 
 import dataclasses
 
-from loong_jax.config import SamplingConfig, ServeJob
+from loong_jax.config import SamplingChanges, ServeJob
 from loong_jax.config_dict import parse_variant, to_config_dict
 
 
 def get_config(variant: str = ""):
     job = ServeJob()
     if "debug" in parse_variant(variant, ("debug",)):
-        job = dataclasses.replace(job, sampling=SamplingConfig(seconds=4.0, top_k=20))
+        job = dataclasses.replace(job, sampling=SamplingChanges(seconds=4.0, top_k=20))
     return to_config_dict(job)

@@ -1,8 +1,10 @@
 """Jobs to ConfigDicts and back: what ``configs/`` hands to ``main``, and what config.json holds."""
 
 import dataclasses
+import functools
 import importlib.util
 import math
+import operator
 import typing
 from pathlib import Path
 from typing import Any
@@ -67,9 +69,17 @@ def to_config_dict(job: Any) -> ml_collections.ConfigDict:
 def _to_entry(expected: type, value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_config_dict(value)
-    if expected in (Schedule, IntSchedule):
+    kind, is_optional = _without_none(expected)
+    if kind in (Schedule, IntSchedule):
         return ml_collections.FieldReference(value, field_type=object)  # a number may become a tuple
-    return value
+    return ml_collections.FieldReference(value, field_type=kind) if is_optional else value
+
+
+def _without_none(expected: Any) -> tuple[Any, bool]:
+    """The type of a field where it is not None, and whether it may be."""
+    kinds = [kind for kind in typing.get_args(expected) if kind is not type(None)]
+    is_optional = len(kinds) < len(typing.get_args(expected))
+    return (functools.reduce(operator.or_, kinds), True) if is_optional else (expected, False)
 
 
 def from_config_dict(values: Any) -> Job:
@@ -113,7 +123,10 @@ def _build(cls: type, values: dict, prefix: str) -> Any:
         raise ConfigError(f"In {prefix.rstrip('.') or 'config'}: {error}") from None
 
 
-def _checked(expected: type, value: Any, field: str) -> Any:
+def _checked(expected: Any, value: Any, field: str) -> Any:
+    expected, is_optional = _without_none(expected)
+    if is_optional and value is None:
+        return None
     for number in value if isinstance(value, (tuple, list)) else (value,):
         require(type(number) is not int or abs(number) < 2**31, field, value, "a whole number must fit into 32 bits")
     if expected in (Schedule, IntSchedule):

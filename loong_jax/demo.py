@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from loong_jax import pipeline
-from loong_jax.config import DemoJob
+from loong_jax.config import DemoJob, SamplingConfig
 from loong_jax.data.moving_digits import MovingDigits, canonical_caption
 from loong_jax.evaluation.digits import digit_benchmark
 from loong_jax.evaluation.reconstruction import codebook_usage, psnr
@@ -51,9 +51,13 @@ def _sample(job: DemoJob, pipe: pipeline.Pipeline, samples: Path) -> list[Path]:
     stem = samples / job.sample.prompt.replace(" ", "_")
     files = [stem.with_suffix(extension) for extension in (".mp4", ".gif", ".png")]
     if not all(file.exists() for file in files):
-        [video] = sample_videos(pipe, [job.sample.prompt], job.sample.seed, job.sample.sampling)
+        [video] = sample_videos(pipe, [job.sample.prompt], job.sample.seed, _sampling(job, pipe))
         write_sample(stem, video, pipe.fps)
     return files
+
+
+def _sampling(job: DemoJob, pipe: pipeline.Pipeline) -> SamplingConfig:
+    return job.sample.sampling.over(pipe.sampling)
 
 
 def _reconstruct(job: DemoJob, tokenizer: VideoTokenizer, samples: Path) -> dict:
@@ -83,7 +87,7 @@ def _losses(job: DemoJob, workdir: Path) -> dict:
 def _benchmark(job: DemoJob, pipe: pipeline.Pipeline, samples: Path) -> dict:
     """Shares of right digits, colors and directions in videos of held-out prompts, beside those of real clips."""
     data = job.stage3.data
-    sampling = job.sample.sampling
+    sampling = _sampling(job, pipe)
     num_frames = max(1, round(sampling.seconds * pipe.fps))
     source = MovingDigits("test", data.frame_size, num_frames, data.two_digit_share)
     examples = [source[index] for index in range(job.num_eval_prompts)]

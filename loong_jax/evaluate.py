@@ -79,7 +79,8 @@ def _sample(pipe: pipeline.Pipeline, job: EvaluateJob, folder: Path) -> None:
     """
     prompts = [example.prompt for example in HeldOutClips(job.data, job.num_videos, needs_caption=True)]
     data = {name: getattr(job.data, name) for name in ("source", "held_out_every", "two_digit_share")}
-    settings = {"model": pipe.fingerprint, "seed": job.seed, "data": data, "sampling": dataclasses.asdict(job.sampling)}
+    sampling = job.sampling.over(pipe.sampling)
+    settings = {"model": pipe.fingerprint, "seed": job.seed, "data": data, "sampling": dataclasses.asdict(sampling)}
     settings = json.loads(json.dumps(settings))
     known = folder / "settings.json"
     if known.exists() and json.loads(known.read_text(encoding="utf-8")) != settings:
@@ -91,7 +92,7 @@ def _sample(pipe: pipeline.Pipeline, job: EvaluateJob, folder: Path) -> None:
     for first in range(0, len(files), job.batch_size):
         batch = slice(first, first + job.batch_size)
         if not all(file.exists() for file in files[batch]):
-            videos = sample_videos(pipe, prompts[batch], job.seed + first, job.sampling)
+            videos = sample_videos(pipe, prompts[batch], job.seed + first, sampling)
             for file, video in zip(files[batch], videos, strict=True):
                 write_video(file, video, pipe.fps)
 

@@ -39,6 +39,7 @@ class Pipeline:
         size = tokenizer.config.latent_size(job.data.frame_size)
         self.fps = job.data.fps
         self.frame_size = job.data.frame_size
+        self.sampling = job.sampling
         self._text = TextTokenizer()
         self._model, self._params = job.model, params
         self.generator = Generator(
@@ -59,14 +60,15 @@ class Pipeline:
             seed: the same seed gives the same video, whatever else is in the batch; prompt i of a list has seed + i.
             image: first frame, uint8 [height, width, 3], as the model's frame size.
             video: frames to continue, uint8 [frames, height, width, 3].
-            **sampling: fields of ``SamplingConfig``, as seconds, temperature, top_k, guidance_scale, negative_prompt.
+            **sampling: fields of ``SamplingConfig``, as seconds, temperature, top_k, guidance_scale, negative_prompt;
+                what is left out is as the model's training says (``pipe.sampling``).
 
         Raises:
             ValueError: a field is unknown or impossible, image or video has another size than the model's frames, or
                 this machine's memory cannot hold the video.
         """
         scripts, is_batch = _read_prompts(prompt)
-        request = self._request(scripts, seed, image, video, _sampling_config(sampling))
+        request = self._request(scripts, seed, image, video, self.sampling_with(sampling))
         batch, num_frames = len(scripts), request.num_frames
         num_bytes = 2 * batch * num_frames * self.frame_size**2 * 3  # parts, and the whole made of them
         if num_bytes > host_memory():
@@ -86,7 +88,7 @@ class Pipeline:
         frame is asked for.
         """
         scripts, is_batch = _read_prompts(prompt)
-        frames = self._frames(self._request(scripts, seed, image, video, _sampling_config(sampling)))
+        frames = self._frames(self._request(scripts, seed, image, video, self.sampling_with(sampling)))
         return frames if is_batch else (batch[0] for batch in frames)
 
     def _frames(self, request: Request) -> Iterator[np.ndarray]:
@@ -98,7 +100,7 @@ class Pipeline:
 
     def request(self, prompt: Prompt | list[Prompt], seed: int = 0, image=None, video=None, **sampling) -> Request:
         """What ``stream`` would sample, for ``generator.roll_out``, which gives ids besides; and the same errors."""
-        return self._request(_read_prompts(prompt)[0], seed, image, video, _sampling_config(sampling))
+        return self._request(_read_prompts(prompt)[0], seed, image, video, self.sampling_with(sampling))
 
     def _request(self, scripts: list[Script], seed: int, image, video, config: SamplingConfig) -> Request:
         if config.negative_prompt and not config.is_guided:
@@ -118,7 +120,7 @@ class Pipeline:
 
     def origins(self, prompt: Prompt | list[Prompt], seed: int = 0, **sampling) -> list[Origin]:
         """What each video of such a request is sampled from, as it is kept with saved ids."""
-        config = _sampling_config(sampling)
+        config = self.sampling_with(sampling)
         return [
             Origin(
                 model=self.fingerprint,
@@ -132,6 +134,16 @@ class Pipeline:
             )
             for index, script in enumerate(_read_prompts(prompt)[0])
         ]
+
+    def sampling_with(self, changes: dict) -> SamplingConfig:
+        """The model's own settings with those that a user gives by name; unknown and impossible ones are errors."""
+        known = {field.name for field in dataclasses.fields(SamplingConfig)}
+        if changes.keys() - known:
+            name = sorted(changes.keys() - known)[0]
+            raise ValueError(f"{name} is not a sampling option: use {', '.join(sorted(known))}.")
+        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in changes.items()}
+        own = {name: getattr(self.sampling, name) for name in known}
+        return build(SamplingConfig, own | plain, "sampling")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -186,16 +198,6 @@ class Pipeline:
         usable = min(len(frames), config.reencode_frames)
         usable -= (usable - 1) % factor
         return np.broadcast_to(frames[-usable:], (batch, usable, *size)).copy()
-
-
-def _sampling_config(values: dict) -> SamplingConfig:
-    """The settings that a user gives by name; unknown and impossible ones are errors."""
-    known = {field.name for field in dataclasses.fields(SamplingConfig)}
-    if values.keys() - known:
-        name = sorted(values.keys() - known)[0]
-        raise ValueError(f"{name} is not a sampling option: use {', '.join(sorted(known))}.")
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
-    return build(SamplingConfig, plain, "sampling")
 
 
 def _read_prompts(prompt: Prompt | list[Prompt]) -> tuple[list[Script], bool]:

@@ -64,7 +64,8 @@ def write_sample(stem: Path, video: np.ndarray, fps: float) -> list[Path]:
 def _sample_batch(
     job: SampleJob, pipe: pipeline.Pipeline, lines: list[str], stems: list[Path], seed: int, start: dict
 ) -> list[Path]:
-    prompts, options = [parse_prompt(line) for line in lines], _options(job.sampling)
+    sampling = job.sampling.over(pipe.sampling)
+    prompts, options = [parse_prompt(line) for line in lines], _options(sampling)
     request = pipe.request(prompts, seed, **start, **options)
     begun = [None] * len(prompts) if request.start is None else list(request.start)
     origins = pipe.origins(prompts, seed, **options)
@@ -83,7 +84,7 @@ def _sample_batch(
         saved.keep(num_saved)
     if num_saved:
         say(f"going on after {num_saved} latent frames that were saved")
-    progress = _Progress(pipe, len(prompts), job.sampling)
+    progress = _Progress(pipe, len(prompts), sampling)
     with contextlib.ExitStack() as stack:
         for index, file in enumerate(files):
             stack.enter_context(file)
@@ -168,7 +169,7 @@ def _read_start(job: SampleJob, pipe: pipeline.Pipeline) -> dict[str, np.ndarray
             return {"image": file.read(size=pipe.frame_size, num_frames=1)[0]}
     if job.video:
         with VideoFile(job.video) as file:
-            begin = (file.duration or 0.0) - (job.sampling.reencode_frames + 1) / pipe.fps
+            begin = (file.duration or 0.0) - (job.sampling.over(pipe.sampling).reencode_frames + 1) / pipe.fps
             return {"video": file.read(size=pipe.frame_size, fps=pipe.fps, start=max(0.0, begin))}
     return {}
 

@@ -24,6 +24,7 @@ from loong_jax.config import (
     OptimizerConfig,
     QuantizerConfig,
     SampleJob,
+    SamplingChanges,
     SamplingConfig,
     ServeJob,
     ServingLimits,
@@ -245,7 +246,7 @@ IMPOSSIBLE = [
     *[(ServingLimits, {field.name: 0}, field.name, 0, POSITIVE) for field in dataclasses.fields(ServingLimits)],
     (ServeJob, {"port": -1}, "port", -1, NOT_NEGATIVE),
     (ServeJob, {"host": ""}, "host", "", "127.0.0.1"),
-    (ServeJob, {"sampling": SamplingConfig(seconds=61.0)}, "sampling.seconds", 61.0, "at most 60"),
+    (ServeJob, {"sampling": SamplingChanges(seconds=61.0)}, "sampling.seconds", 61.0, "at most 60"),
     (DoctorJob, {"timeout": 0.0}, "timeout", 0.0, POSITIVE),
     (DoctorJob, {"write_mib": 0}, "write_mib", 0, POSITIVE),
     *[
@@ -293,3 +294,14 @@ def test_sizes_of_latents():
     for frames in (0, -3, 4):
         with pytest.raises(ConfigError, match=f"num_frames={frames} .*1 \\+ a multiple of 4"):
             tokenizer.latent_frames(frames)
+
+
+def test_changes_of_the_sampling():
+    """They have every field; what is None stays as the model's own settings say, decoding aside."""
+    own = {field.name: getattr(SamplingConfig(), field.name) for field in dataclasses.fields(SamplingConfig)}
+    assert {field.name for field in dataclasses.fields(SamplingChanges)} == own.keys()
+    model = SamplingConfig(temperature=(0.7, 0.5), top_k=10, decoding=DecodingConfig(weights="int8"))
+    changed = SamplingChanges(top_k=0, seconds=5.0).over(model)
+    assert changed == SamplingConfig(temperature=(0.7, 0.5), top_k=0, seconds=5.0)
+    with pytest.raises(ConfigError, match="sampling.top_k=-1"):
+        SamplingChanges(top_k=-1)

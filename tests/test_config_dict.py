@@ -24,7 +24,7 @@ from loong_jax.config import (
     LossConfig,
     MeshConfig,
     SampleJob,
-    SamplingConfig,
+    SamplingChanges,
     Schedule,
     ServeJob,
     ServingLimits,
@@ -56,8 +56,8 @@ EXAMPLES = [
         loss=LossConfig(early_weight=0.5),
         train=TRAIN,
     ),
-    SampleJob(prompt="a|b", sampling=SamplingConfig(top_p=0.5, min_p=(0.1, 0.2), top_k=(400, 20))),
-    ServeJob(port=80, sampling=SamplingConfig(seconds=5.0), limits=ServingLimits(max_waiting=3)),
+    SampleJob(prompt="a|b", sampling=SamplingChanges(top_p=0.5, min_p=(0.1, 0.2), top_k=(400, 20))),
+    ServeJob(port=80, sampling=SamplingChanges(seconds=5.0), limits=ServingLimits(max_waiting=3)),
     DemoJob(tokenizer=TokenizerJob(tokenizer=DEBUG_TOKENIZER), stage2=LanguageModelJob(train=TRAIN), num_eval_clips=7),
     EvaluateJob(data=DataConfig(num_frames=65), num_videos=3),
     EstimateJob(batch_sizes=(3,), mesh=MeshConfig(tensor=2), step="sampling"),
@@ -104,6 +104,7 @@ def test_a_wrong_type_is_named_at_every_depth(job):
     wrong = {int: (2.5, "of type int"), float: ("much", "of type float"), str: (7, "of type str")}
     wrong |= {bool: (1, "of type bool"), tuple[int, ...]: ((1, 2.0), "a tuple of integers")}
     wrong |= {Schedule: wrong[float], IntSchedule: wrong[int]}
+    wrong |= {kind | None: wrong[kind] for kind in (int, float, str, Schedule, IntSchedule)}
     values = to_json_dict(job)
     tried = 0
     for path, cls, inner in settings(type(job), values):
@@ -145,13 +146,13 @@ def test_numbers_of_another_kind():
 def test_a_schedule_on_the_command_line():
     """One number or several, where the default is one."""
 
-    def parsed(*settings: str) -> SamplingConfig:
+    def parsed(*settings: str) -> SamplingChanges:
         argv, found = ["main", *(f"--config.sampling.{setting}" for setting in settings)], flags.FlagValues()
         config_flags.DEFINE_config_dict("config", to_config_dict(SampleJob()), flag_values=found, sys_argv=argv)
         found(argv)
         return from_config_dict(found.config).sampling
 
-    expected = SamplingConfig(temperature=0.7, top_k=(400, 20), min_p=(0.1,), guidance_scale=2.0)
+    expected = SamplingChanges(temperature=0.7, top_k=(400, 20), min_p=(0.1,), guidance_scale=2.0)
     assert parsed("temperature=0.7", "top_k=(400,20)", "min_p=(0.1,)", "guidance_scale=2") == expected
     with pytest.raises(ConfigError, match="sampling.top_k='many' .*type int"):
         parsed("top_k=many")

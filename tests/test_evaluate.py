@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from loong_jax import evaluate
-from loong_jax.config import DataConfig, EvaluateJob, FvdConfig, SamplingConfig
+from loong_jax.config import DataConfig, EvaluateJob, FvdConfig, SamplingChanges, SamplingConfig
 from loong_jax.data.moving_digits import MovingDigits, canonical_caption
 from loong_jax.evaluate import run_evaluate
 from loong_jax.evaluation import measure as measuring
@@ -114,7 +114,7 @@ def test_lossy_files_are_said(folders, tmp_path):
 class Model:
     """Draws what is asked for."""
 
-    frame_size, fps, fingerprint = 32, 6.5, "1"
+    frame_size, fps, fingerprint, sampling = 32, 6.5, "1", SamplingConfig(top_k=7)
 
 
 @pytest.fixture
@@ -122,6 +122,7 @@ def model(monkeypatch):
     asked = []
 
     def sample_videos(pipe, prompts, seed, sampling):
+        assert sampling == SamplingConfig(seconds=2.0, top_k=7)
         asked.append((tuple(prompts), seed))
         source = MovingDigits("test", 32, 13, 0.0)
         found = {canonical_caption(source[i]["label"]): source[i]["video"] for i in range(5)}
@@ -133,7 +134,7 @@ def model(monkeypatch):
 
 
 def test_a_model_samples_held_out_prompts_once(model, tmp_path):
-    job = EvaluateJob(model_path="../model", num_videos=5, batch_size=2, sampling=SamplingConfig(seconds=2.0), **PLAIN)
+    job = EvaluateJob(model_path="../model", num_videos=5, batch_size=2, sampling=SamplingChanges(seconds=2.0), **PLAIN)
     report = run_evaluate(job, tmp_path)
     assert [(len(prompts), seed) for prompts, seed in model] == [(2, 0), (2, 2), (1, 4)]
     assert report["videos"]["from"] == "samples of ../model" and report["videos"]["storage"] == {"ffv1": 5}

@@ -9,7 +9,14 @@ import pytest
 from flax import nnx
 
 from loong_jax import sharding
-from loong_jax.config import DEBUG_TOKENIZER, DEBUG_TRANSFORMER, ConfigError, DataConfig, LanguageModelJob
+from loong_jax.config import (
+    DEBUG_TOKENIZER,
+    DEBUG_TRANSFORMER,
+    ConfigError,
+    DataConfig,
+    LanguageModelJob,
+    SamplingConfig,
+)
 from loong_jax.data.sequences import prompt_ids
 from loong_jax.models import transformer
 from loong_jax.pipeline import Pipeline
@@ -44,6 +51,14 @@ def pipe(pipe_on_a_mesh):
 def compilations(pipe) -> tuple[int, ...]:
     decoders = pipe.generator._decoders.values()
     return tuple(f._cache_size() for decoder in decoders for f in (decoder.prefill, decoder.decode))
+
+
+def test_a_model_is_sampled_as_its_training_says(pipe):
+    own = dataclasses.replace(JOB, sampling=SamplingConfig(seconds=CLIP, temperature=0.5, top_k=3))
+    own = Pipeline(own, pipe._params, pipe.generator.tokenizer)
+    assert own.request(PROMPT).sampling == own.sampling and own.request(PROMPT).num_frames == 17
+    changed = own.request(PROMPT, top_k=(5, 2)).sampling
+    assert changed == dataclasses.replace(own.sampling, top_k=(5, 2))
 
 
 def test_frames_come_as_they_are_ready_and_add_up_to_the_video(pipe):

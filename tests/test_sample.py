@@ -14,7 +14,7 @@ from loong_jax.config import (
     DataConfig,
     LanguageModelJob,
     SampleJob,
-    SamplingConfig,
+    SamplingChanges,
 )
 from loong_jax.data.prompts import parse_prompt, read_prompts
 from loong_jax.pipeline import Pipeline
@@ -25,7 +25,7 @@ from loong_jax.video import write_image, write_video
 from loong_jax.video_file import read_video
 
 JOB = LanguageModelJob(model=DEBUG_TRANSFORMER, data=DataConfig(frame_size=32, num_frames=17, max_text_ids=8))
-TWO_SECONDS = SamplingConfig(seconds=2.0)
+TWO_SECONDS = SamplingChanges(seconds=2.0)
 
 
 def pixels(seed: int, first: int, count: int) -> np.ndarray:

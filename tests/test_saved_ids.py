@@ -13,7 +13,7 @@ from loong_jax.config import (
     DataConfig,
     LanguageModelJob,
     SampleJob,
-    SamplingConfig,
+    SamplingChanges,
 )
 from loong_jax.models import transformer
 from loong_jax.pipeline import Pipeline
@@ -29,7 +29,7 @@ MODEL = LanguageModelJob(
     data=DataConfig(frame_size=32, num_frames=17, max_text_ids=8),
 )
 # 43 frames: rounds of 5, 3, 3 and 1 latent frames.
-JOB = SampleJob(prompt="a red 7 @4s a blue 3", outputs="mp4|frames|sheet", sampling=SamplingConfig(seconds=43 / 6.5))
+JOB = SampleJob(prompt="a red 7 @4s a blue 3", outputs="mp4|frames|sheet", sampling=SamplingChanges(seconds=43 / 6.5))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on_to_the_same_files(kills, pipe, whole, monkeypatch,
 
 
 def test_what_is_whole_is_not_done_again(pipe, monkeypatch, tmp_path, capsys):
-    job = dataclasses.replace(JOB, outputs="mp4", sampling=SamplingConfig(seconds=1.0))
+    job = dataclasses.replace(JOB, outputs="mp4", sampling=SamplingChanges(seconds=1.0))
     files = run_sample(job, tmp_path)
     before, roll_out = files[0].read_bytes(), Generator.roll_out
     monkeypatch.setattr(Generator, "roll_out", lambda *args: pytest.fail("sampled again"))
@@ -99,7 +99,7 @@ def test_what_is_whole_is_not_done_again(pipe, monkeypatch, tmp_path, capsys):
     for number, temperature in enumerate((3.0, 4.0), start=1):
         kept[ids.with_suffix(f".{number}.ids")] = ids.read_bytes()
         with pytest.warns(UserWarning, match=rf"not sampled with these settings: it is kept as .*\.{number}\.ids"):
-            sampling = SamplingConfig(seconds=1.0, temperature=temperature)
+            sampling = SamplingChanges(seconds=1.0, temperature=temperature)
             run_sample(dataclasses.replace(job, sampling=sampling), tmp_path)
     assert files[0].read_bytes() != before
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*.ids")} == kept

@@ -23,7 +23,7 @@ from loong_jax.config.jobs import (
 )
 from loong_jax.config.media import MediaLimits
 from loong_jax.config.model import DEBUG_TRANSFORMER, TRANSFORMER_PRESETS, LossConfig, TransformerConfig
-from loong_jax.config.sampling import DecodingConfig, IntSchedule, SamplingConfig, Schedule, by_frame
+from loong_jax.config.sampling import DecodingConfig, IntSchedule, SamplingChanges, SamplingConfig, Schedule, by_frame
 from loong_jax.config.serving import ServeJob, ServingLimits
 from loong_jax.config.sources import SourceName, is_tokens, parse_sources
 from loong_jax.config.tokenizer import (
@@ -68,6 +68,7 @@ __all__ = [
     "OptimizerConfig",
     "QuantizerConfig",
     "SampleJob",
+    "SamplingChanges",
     "SamplingConfig",
     "Schedule",
     "ServeJob",

@@ -3,7 +3,7 @@
 import dataclasses
 
 from loong_jax.config.checks import require, require_positive
-from loong_jax.config.sampling import SamplingConfig
+from loong_jax.config.sampling import SamplingChanges
 from loong_jax.config.sources import require_pixels
 from loong_jax.config.training import DataConfig, MeshConfig
 
@@ -45,7 +45,7 @@ class EvaluateJob:
     lpips_weights: str = ""  # see loss.perceptual_weights
     clip_path: str = ""  # folder with CLIP from Hugging Face, for CLIPSIM; needs the extra [clip]
     num_shown: int = 12  # videos in the page
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingChanges = SamplingChanges()
     batch_size: int = 8  # prompts that are sampled together
     mesh: MeshConfig = MeshConfig()
 

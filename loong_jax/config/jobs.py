@@ -6,7 +6,7 @@ import typing
 from loong_jax.config.checks import require, require_choice, require_not_negative, require_positive
 from loong_jax.config.evaluation import EvaluateJob
 from loong_jax.config.model import LossConfig, TransformerConfig
-from loong_jax.config.sampling import DecodingConfig, SamplingConfig
+from loong_jax.config.sampling import DecodingConfig, SamplingChanges, SamplingConfig
 from loong_jax.config.serving import ServeJob
 from loong_jax.config.sources import require_pixels
 from loong_jax.config.tokenizer import DiscriminatorConfig, TokenizerConfig, TokenizerLossConfig
@@ -107,6 +107,7 @@ class LanguageModelJob:
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     ema_decay: float = 0.0  # running mean of the weights, for evaluation and for use; 0: the weights themselves
+    sampling: SamplingConfig = SamplingConfig()  # how the model's videos are sampled where nothing else is asked for
     accumulate: int = 1  # parts of a batch that are worked through in turn, for less memory
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -135,7 +136,7 @@ class SampleJob:
     image: str = ""  # file whose picture is the first frame
     video: str = ""  # or file to go on from
     decode: str = ""  # instead of sampling, make videos of saved ids: a file, NAME.ids, or a folder of them
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingChanges = SamplingChanges()
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):

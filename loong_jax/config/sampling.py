@@ -95,6 +95,36 @@ class SamplingConfig:
         require(is_right and len(values) > 0, f"sampling.{name}", schedule, allowed)
 
 
+@dataclasses.dataclass(frozen=True)
+class SamplingChanges:
+    """What differs from a model's own ``SamplingConfig``, which its training has left with it; None: nothing."""
+
+    seconds: float | None = None
+    temperature: Schedule | None = None
+    top_k: IntSchedule | None = None
+    top_p: Schedule | None = None
+    min_p: Schedule | None = None
+    guidance_scale: Schedule | None = None
+    repetition_penalty: Schedule | None = None
+    negative_prompt: str | None = None
+    continuation: str | None = None
+    reencode_frames: int | None = None
+    sink_latents: int | None = None
+    window_latents: int | None = None
+    candidates: int | None = None
+    continuation_temperature: Schedule | None = None
+    continuation_guidance_scale: Schedule | None = None
+    decoding: DecodingConfig = DecodingConfig()  # what suits this machine, whatever the model says
+
+    def __post_init__(self):
+        self.over(SamplingConfig())  # what is impossible in any case
+
+    def over(self, own: SamplingConfig) -> SamplingConfig:
+        """A model's own settings with these changes."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return dataclasses.replace(own, **{name: value for name, value in values.items() if value is not None})
+
+
 def by_frame(schedule: Schedule | IntSchedule) -> tuple:
     """The values of a schedule by latent frame; the last holds on."""
     return schedule if isinstance(schedule, tuple) else (schedule,)

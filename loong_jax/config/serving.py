@@ -3,7 +3,7 @@
 import dataclasses
 
 from loong_jax.config.checks import require, require_not_negative, require_positive
-from loong_jax.config.sampling import SamplingConfig
+from loong_jax.config.sampling import SamplingChanges
 from loong_jax.config.training import MeshConfig
 
 
@@ -37,12 +37,12 @@ class ServeJob:
     host: str = "127.0.0.1"  # this machine alone; "0.0.0.0": every network that it is in
     port: int = 8000  # 0: any that is free
     token_file: str = ""  # file with a secret that every request must bring; empty: none is asked for
-    sampling: SamplingConfig = SamplingConfig(seconds=10.0)  # of what a request does not say
+    sampling: SamplingChanges = SamplingChanges(seconds=10.0)  # of what a request does not say
     limits: ServingLimits = ServingLimits()
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
         require_not_negative(self, "port")
         require(self.host != "", "host", self.host, "give an address of this machine, as 127.0.0.1")
-        longest = self.limits.max_seconds
-        require(self.sampling.seconds <= longest, "sampling.seconds", self.sampling.seconds, f"at most {longest:g}")
+        seconds, longest = self.sampling.seconds, self.limits.max_seconds
+        require(seconds is None or seconds <= longest, "sampling.seconds", seconds, f"at most {longest:g}")

@@ -60,6 +60,7 @@ def _page_routes() -> APIRouter:
 
 def _api_routes(pipe: Pipeline, worker: Worker, job: ServeJob) -> APIRouter:
     router = APIRouter(prefix="/api", responses={401: _ERRORS[401]})
+    defaults = job.sampling.over(pipe.sampling)
     read, reads = RequestReader(pipe, job), asyncio.Semaphore(1)  # others wait without holding a thread
 
     def find(video_id: str) -> ServedVideo:
@@ -78,7 +79,7 @@ def _api_routes(pipe: Pipeline, worker: Worker, job: ServeJob) -> APIRouter:
             fps=pipe.fps,
             frame_size=pipe.frame_size,
             max_text_ids=pipe.generator.max_text_ids,
-            defaults={name: getattr(job.sampling, name) for name in _SHOWN_DEFAULTS},
+            defaults={name: getattr(defaults, name) for name in _SHOWN_DEFAULTS},
             limits={name: value for name, value in dataclasses.asdict(job.limits).items() if name in _SHOWN_LIMITS},
         )
 

@@ -25,7 +25,7 @@ class RequestReader:
     """Reads requests for one model; safe to use from several threads, one of which reads at a time."""
 
     def __init__(self, pipe: Pipeline, job: ServeJob):
-        self._pipe, self._limits, self._defaults = pipe, job.limits, job.sampling
+        self._pipe, self._limits, self._defaults = pipe, job.limits, job.sampling.over(pipe.sampling)
         self._lock = threading.Lock()  # the pipeline keeps its compiled functions in a dictionary
 
     def __call__(self, asked: VideoRequest) -> Request:

@@ -56,7 +56,7 @@ def run_serve(job: ServeJob, workdir: Path) -> None:
 
 def warm_up(pipe: Pipeline, job: ServeJob) -> None:
     """Compile what requests need: the first clip and the rounds after it, with and without guidance and image."""
-    options = to_json_dict(job.sampling)
+    options = to_json_dict(job.sampling.over(pipe.sampling))
     seconds = (pipe.generator.tokenizer.config.pixel_frames(pipe.generator.grid.frames) + 1) / pipe.fps
     image = np.zeros((pipe.frame_size, pipe.frame_size, 3), np.uint8)
     for scale, start in ((1.0, None), (2.0, None), (1.0, image)):

@@ -25,7 +25,7 @@ from loong_jax.evaluation.digits import DigitReader
 from loong_jax.evaluation.report import format_table
 
 DEMO = load_job(Path(__file__).parents[2] / "configs", "demo")
-SAMPLING = DEMO.sample.sampling
+SAMPLING = DEMO.stage3.sampling
 WINDOW = 10  # seconds that the judge reads at once
 WAYS = ("reencode", "anchor", "ids", "window")
 TOP_K = (1, 5, 20, 100, 0)

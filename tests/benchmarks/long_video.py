@@ -45,7 +45,7 @@ def load(path: str) -> loong_jax.Pipeline:
 
 
 def options(**changed) -> dict:
-    return dataclasses.asdict(dataclasses.replace(DEMO.sample.sampling, **changed))
+    return dataclasses.asdict(dataclasses.replace(DEMO.stage3.sampling, **changed))
 
 
 def measure(path: str, seconds: float, times: int, queue) -> None:
