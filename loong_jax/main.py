@@ -72,6 +72,10 @@ def run_job(job: config.Job, workdir: Path) -> None:
             from loong_jax.demo import run_demo
 
             run_demo(job, workdir)
+        case config.ClaimsJob():
+            from loong_jax.claims.experiment import run_claims
+
+            run_claims(job, workdir)
         case config.EvaluateJob():
             from loong_jax.evaluate import run_evaluate
 

@@ -8,6 +8,7 @@ from loong_jax.config import (
     DEBUG_TOKENIZER,
     JOBS,
     CheckDataJob,
+    ClaimsJob,
     ConfigError,
     DataConfig,
     DecodingConfig,
@@ -254,6 +255,8 @@ IMPOSSIBLE = [
         for field in ("min_memory_gib", "min_disk_gib", "min_write_speed")
     ],
     (DemoJob, {"num_eval_clips": 0}, "num_eval_clips", 0, POSITIVE),
+    *[(ClaimsJob, {field: 0}, field, 0, POSITIVE) for field in ("num_seeds", "num_prompts")],
+    (ClaimsJob, {"first_seed": -1}, "first_seed", -1, NOT_NEGATIVE),
     (DemoJob, {"num_eval_prompts": -2}, "num_eval_prompts", -2, POSITIVE),
 ]
 

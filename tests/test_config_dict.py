@@ -13,6 +13,7 @@ from loong_jax.config import (
     DEBUG_TRANSFORMER,
     JOBS,
     CheckDataJob,
+    ClaimsJob,
     ConfigError,
     DataConfig,
     DemoJob,
@@ -59,6 +60,7 @@ EXAMPLES = [
     SampleJob(prompt="a|b", sampling=SamplingChanges(top_p=0.5, min_p=(0.1, 0.2), top_k=(400, 20))),
     ServeJob(port=80, sampling=SamplingChanges(seconds=5.0), limits=ServingLimits(max_waiting=3)),
     DemoJob(tokenizer=TokenizerJob(tokenizer=DEBUG_TOKENIZER), stage2=LanguageModelJob(train=TRAIN), num_eval_clips=7),
+    ClaimsJob(stage3=LanguageModelJob(train=TRAIN), num_seeds=2),
     EvaluateJob(data=DataConfig(num_frames=65), num_videos=3),
     EstimateJob(batch_sizes=(3,), mesh=MeshConfig(tensor=2), step="sampling"),
     DoctorJob(full=False, write_mib=1),
@@ -162,8 +164,8 @@ def test_a_schedule_on_the_command_line():
 def test_an_unknown_task(task):
     with pytest.raises(ConfigError) as error:
         from_config_dict({"task": task})
-    allowed = "'tokenizer', 'tokenize', 'check_data', 'language_model', 'sample', 'serve', 'demo', 'evaluate', "
-    allowed += "'estimate', 'doctor'"
+    allowed = "'tokenizer', 'tokenize', 'check_data', 'language_model', 'sample', 'serve', 'demo', 'claims', "
+    allowed += "'evaluate', 'estimate', 'doctor'"
     assert str(error.value) == f"task={task!r} is not possible: choose one of {allowed}."
 
 

@@ -42,6 +42,7 @@ TOP = {
     "sample_files",
     "serving",
     "demo",
+    "claims",
     "evaluate",
     "estimate",
     "programs",

@@ -167,6 +167,27 @@ class DemoJob:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClaimsJob:
+    """Train and sample the base recipe and what the claims compare it with (claims/arms.py), several seeds each."""
+
+    task: str = "claims"
+    image_tokenizer: TokenizerJob = TokenizerJob()
+    tokenizer: TokenizerJob = TokenizerJob()
+    stage1: LanguageModelJob = LanguageModelJob()
+    stage2: LanguageModelJob = LanguageModelJob()
+    stage3: LanguageModelJob = LanguageModelJob()
+    num_seeds: int = 3
+    first_seed: int = 0
+    num_prompts: int = 128  # held-out prompts that are sampled and read
+    num_clips: int = 256  # held-out clips for the tokenizers' PSNR and codebook usage
+    batch_size: int = 64  # prompts that are sampled together
+
+    def __post_init__(self):
+        require_positive(self, "num_seeds", "num_prompts", "num_clips", "batch_size")
+        require_not_negative(self, "first_seed")
+
+
+@dataclasses.dataclass(frozen=True)
 class EstimateJob:
     """Compile a training or the sampling for devices that need not be there."""
 
@@ -220,6 +241,7 @@ Job = (
     | SampleJob
     | ServeJob
     | DemoJob
+    | ClaimsJob
     | EvaluateJob
     | EstimateJob
     | DoctorJob

@@ -134,19 +134,19 @@ def digit_benchmark(
     return {"num_videos": len(records), **shares, "videos": records}
 
 
-def digits_by_second(
-    video: UInt8[np.ndarray, "frames height width 3"], scenes: tuple[Scene, ...], fps: float = 6.5
+def digits_by_window(
+    video: UInt8[np.ndarray, "frames height width 3"], scenes: tuple[Scene, ...], fps: float = 6.5, seconds: float = 1.0
 ) -> dict[str, list[bool]]:
-    """Whether one video is right in each of its seconds; what is over at its end belongs to the last.
+    """Whether one video is right in each window of ``seconds``; what is over at its end belongs to the last.
 
     Returns:
-        "digit", "color" and "axis", each with a value for every second. Digits bounce at the border, so that it is the
+        "digit", "color" and "axis", each with a value for every window. Digits bounce at the border, so that it is the
         axis of the prompt's direction that they keep.
 
     Raises:
         ValueError: the video is not uint8, square, in multiples of 32 pixels.
     """
-    starts = np.arange(max(1, int(len(video) / fps + 1e-6))) * fps
+    starts = np.arange(max(1, int(len(video) / (fps * seconds) + 1e-6))) * fps * seconds
     parts = np.split(video, np.round(starts[1:]).astype(int))
     readings = [_reader().read(part, scenes) for part in parts]
     axes = tuple(int(DIRECTIONS[scene.direction][1] != 0) for scene in scenes)

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from loong_jax.config import EvaluateJob
 from loong_jax.evaluation.clipsim import Clip
-from loong_jax.evaluation.digits import digit_benchmark, digits_by_second
+from loong_jax.evaluation.digits import digit_benchmark, digits_by_window
 from loong_jax.evaluation.frechet import clip_features, cut_clips
 from loong_jax.evaluation.i3d import Weights, load_i3d
 from loong_jax.evaluation.motion import motion_scores
@@ -82,7 +82,7 @@ def _measure_one(example: Example, judges: Judges, job: EvaluateJob) -> Record:
     ]
     by_second, digits = {}, {}
     if example.scenes:
-        by_second = digits_by_second(example.video, example.scenes, fps)
+        by_second = digits_by_window(example.video, example.scenes, fps)
         verdicts = digit_benchmark(example.video[None], [example.scenes], fps, job.window_seconds)["videos"][0]
         digits = {name: verdict for name, verdict in verdicts.items() if name != "scenes"}
     return Record(

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from loong_jax.data.moving_digits import COLORS, DIRECTIONS, MovingDigits, Scene
-from loong_jax.evaluation.digits import DigitReader, digit_benchmark, digits_by_second
+from loong_jax.evaluation.digits import DigitReader, digit_benchmark, digits_by_window
 
 NAMES = ("digit_first", "color_first", "direction_first", "digit_last", "color_last")
 
@@ -149,13 +149,14 @@ def test_bad_input_is_one_clear_error(reader):
 
 def test_every_second_is_judged_by_itself(singles):
     videos, scenes = singles[0][:20], singles[1][:20]
-    results = [digits_by_second(video, wanted) for video, wanted in zip(videos, scenes, strict=True)]
+    results = [digits_by_window(video, wanted) for video, wanted in zip(videos, scenes, strict=True)]
     assert {len(values) for result in results for values in result.values()} == {10}
     for name, floor in {"digit": 0.9, "color": 1, "axis": 0.95}.items():
         assert np.mean([result[name] for result in results]) >= floor
+    assert {len(values) for values in digits_by_window(videos[0], scenes[0], seconds=4.0).values()} == {2}
     broken = videos[0].copy()
     broken[26:39] = 0  # seconds 4 and 5
-    result = digits_by_second(broken, scenes[0])
+    result = digits_by_window(broken, scenes[0])
     assert result["color"] == [second not in (4, 5) for second in range(10)]
     assert not any(result["digit"][4:6]) and not any(result["axis"][4:6])
 
@@ -164,11 +165,11 @@ def test_the_axis_is_that_of_the_direction(singles):
     videos, scenes = singles[0][:10], singles[1][:10]
     for video, wanted in zip(videos, scenes, strict=True):
         turned = np.swapaxes(video, 1, 2)
-        assert np.mean(digits_by_second(turned, wanted)["axis"]) <= 0.1
-        assert not any(digits_by_second(video[:1].repeat(65, 0), wanted)["axis"])
+        assert np.mean(digits_by_window(turned, wanted)["axis"]) <= 0.1
+        assert not any(digits_by_window(video[:1].repeat(65, 0), wanted)["axis"])
 
 
 def test_a_short_video_has_one_second(singles):
-    assert len(digits_by_second(singles[0][0][:4], singles[1][0])["digit"]) == 1
-    assert len(digits_by_second(singles[0][0][:12], singles[1][0])["digit"]) == 1
-    assert len(digits_by_second(singles[0][0][:13], singles[1][0])["digit"]) == 2
+    assert len(digits_by_window(singles[0][0][:4], singles[1][0])["digit"]) == 1
+    assert len(digits_by_window(singles[0][0][:12], singles[1][0])["digit"]) == 1
+    assert len(digits_by_window(singles[0][0][:13], singles[1][0])["digit"]) == 2
