@@ -5,8 +5,9 @@
 PYTHON is an interpreter with torch and transformers. Both sample 256 ids after a prompt of 32 from a 66M-parameter
 LLaMA (8 layers of width 512, float32, random weights) with top-k 50; the peer chooses among all 40,202 ids, ours among
 the 8,192 of video. Prints tokens per second at batch 1 and 8, taken in turn (medians), their ratios, which share of the
-memory's bandwidth reading every weight once a step makes at batch 1, what int8 weights and an int8 cache change, and
-when the ids of the first of a clip's 17 latent frames are there.
+memory's bandwidth reading every weight once a step makes at batch 1, what int8 weights, an int8 cache and several ids
+at once (``parallel_ids``, the same ids) change, and when the ids of the first of a clip's 17 latent frames are there.
+Random weights guess ids worse than trained ones do.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from loong_jax.sampling.decode import make_decoder
 from loong_jax.sampling.logits import rules_of
 
 PROMPT, STEPS, BATCHES = 32, 256, (1, 8)
+PARALLEL_IDS = (8, 16, 32)
 MODEL = TransformerConfig(num_layers=8, model_dim=512, num_heads=8, num_kv_heads=8, mlp_dim=1376)
 
 PEER = """
@@ -112,7 +114,9 @@ def main() -> None:
     params = jax.jit(lambda key: transformer.init_params(MODEL, key))(jax.random.key(0))
     ours = {batch: Ours(params, batch) for batch in BATCHES}
     int8 = {f"int8 {part}": Ours(params, 1, **{part: "int8"}) for part in ("weights", "cache")}
-    seconds = {(who, batch): [] for who in ("peer", "ours") for batch in BATCHES} | {name: [] for name in int8}
+    parallel = {f"{count} ids at once": Ours(params, 1, parallel_ids=count) for count in PARALLEL_IDS}
+    others = int8 | parallel
+    seconds = {(who, batch): [] for who in ("peer", "ours") for batch in BATCHES} | {name: [] for name in others}
     rates = []
     for _ in range(arguments.rounds):
         for batch in BATCHES:
@@ -120,7 +124,7 @@ def main() -> None:
                 peer_seconds(arguments.python, MODEL, PEER, batch=batch, prompt=PROMPT, steps=STEPS)
             )
             seconds["ours", batch].append(ours[batch].seconds())
-        for name, sampler in int8.items():
+        for name, sampler in others.items():
             seconds[name].append(sampler.seconds())
         rates.append(bandwidth())
     medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -133,6 +137,9 @@ def main() -> None:
     for name, sampler in int8.items():
         error = np.sqrt(np.square(sampler.logits() - exact).mean() / np.square(exact).mean())
         print(f"{name}: {STEPS / medians[name]:.0f} tokens/s, error of the logits {error:.2%} (root mean square)")
+    for name in parallel:
+        ratio = medians["peer", 1] / medians[name]
+        print(f"{name}, batch 1: {STEPS / medians[name]:.0f} tokens/s, {ratio:.2f} times the peer's")
     times = Ours(params, 1, num_frames=17).run()
     print(
         f"a clip of 17 latent frames: {times[-1]:.1f} s; the first after {times[0]:.2f} s, {times[0] / times[-1]:.1%}"

@@ -20,6 +20,7 @@ MEASURED = re.compile("_per_second$|_seconds$|^peak_memory|^mfu$")
 OFTEN = ("--config.train.log_every=1", "--config.train.checkpoint_every=1", "--config.train.eval_every=5")
 # A shell has what it starts in the background ignore Ctrl-C, which trainings started from here would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+DEMO_PARTS = ("image_tokenizer", "tokenizer", "stage1", "stage2", "stage3")
 # Small ones, in seconds; between them they have all parts of a state.
 COMMANDS = {
     "language_model": (
@@ -34,6 +35,14 @@ COMMANDS = {
         "--config=configs/tokenizer.py:debug",
         "--config.data.num_frames=5",
         *OFTEN,
+    ),
+    "demo": (
+        "--config=configs/demo.py:debug",
+        *(
+            f"--config.{part}.train.{setting}"
+            for part in DEMO_PARTS
+            for setting in ("log_every=1", "checkpoint_every=1", "eval_every=20")
+        ),
     ),
 }
 
@@ -60,9 +69,9 @@ def start(workdir: Path, kind: str, *settings: str, num_devices: int = 2, num_pr
         ]
 
 
-def finish(processes: list, workdir: Path, expected: int = 0) -> None:
+def finish(processes: list, workdir: Path, expected: int = 0, seconds: float = 600) -> None:
     """Wait for the end of processes, with this exit code."""
-    codes = [process.wait(600) for process in processes]
+    codes = [process.wait(seconds) for process in processes]
     assert codes == [expected] * len(codes), log_of(workdir).read_text()[-3000:]
 
 
