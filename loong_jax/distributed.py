@@ -187,8 +187,8 @@ def _client() -> Any:
 
 
 def _has_joined() -> bool:
-    jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized()
+    joined = getattr(sys.modules.get("jax"), "distributed", None)  # None also while JAX is being imported
+    return joined is not None and joined.is_initialized()
 
 
 def _counts() -> dict[str, int]:

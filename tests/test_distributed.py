@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -89,6 +90,12 @@ def test_where_jax_recognises_no_cluster_the_process_runs_alone(connect):
     assert connect({}, ValueError("coordinator_address should be defined.")) is not None
     assert distributed.is_first() and distributed.process_label() == ""
     distributed.check_task("sample")
+
+
+def test_while_jax_is_being_imported_the_process_runs_alone(monkeypatch):
+    """Ctrl-C may come then, and is answered with the process's name."""
+    monkeypatch.setitem(sys.modules, "jax", types.ModuleType("jax"))
+    assert distributed.place() == (0, 1) and distributed.process_label() == ""
 
 
 @pytest.mark.parametrize(
