@@ -18,7 +18,7 @@ class ServingLimits:
     max_body_mib: int = 8  # of a request
     max_image_pixels: int = 20_000_000
     max_sampling_seconds: float = 1800.0  # after which a video ends where it is
-    max_connections: int = 200
+    max_connections: int = 64
     client_timeout: float = 20.0  # seconds after which a video that nobody follows or asks for is given up
     # Finished videos that are kept for download.
     keep_videos: int = 32

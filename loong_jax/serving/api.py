@@ -36,7 +36,13 @@ _SHOWN_LIMITS = ("max_seconds", "max_prompt_length", "max_segments", "max_body_m
 
 def make_app(pipe: Pipeline, worker: Worker, job: ServeJob) -> FastAPI:
     """The application, without its ``Guard``."""
-    app = FastAPI(title="loong_jax", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    app = FastAPI(
+        title="loong_jax",
+        description="Videos from text. Where the server asks for a token, send Authorization: Bearer TOKEN.",
+        docs_url=None,  # these load scripts from elsewhere
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+    )
     app.include_router(_page_routes(), include_in_schema=False)
     app.include_router(_api_routes(pipe, worker, job))
     app.add_exception_handler(RequestValidationError, _say_what_is_invalid)

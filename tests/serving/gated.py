@@ -32,6 +32,7 @@ class Gate:
     def __init__(self):
         self.requests: list[Any] = []
         self._allowed = threading.Semaphore(0)
+        self.ended = threading.Event()  # sampling, by itself or because it was left
         self.error: Exception | None = None
 
     def let(self, pieces: int = 1000) -> None:
@@ -39,12 +40,15 @@ class Gate:
 
     def roll_out(self, request: Any, saved: Any = None) -> Iterator[Piece]:
         self.requests.append(request)
-        for first in range(0 if request.start is None else len(request.start[0]), request.num_frames, 4):
-            self._allowed.acquire()
-            if self.error is not None:
-                raise self.error
-            count = min(4, request.num_frames - first)
-            yield Piece(np.zeros((1, 4, 4), np.int32), grays(first, count)[None])
+        try:
+            for first in range(0 if request.start is None else len(request.start[0]), request.num_frames, 4):
+                self._allowed.acquire()
+                if self.error is not None:
+                    raise self.error
+                count = min(4, request.num_frames - first)
+                yield Piece(np.zeros((1, 4, 4), np.int32), grays(first, count)[None])
+        finally:
+            self.ended.set()
 
 
 def grays(first: int, count: int) -> np.ndarray:

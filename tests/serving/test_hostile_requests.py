@@ -1,8 +1,10 @@
 """What nobody should send: it is refused in one sentence, before anything is sampled, and the server goes on."""
 
 import base64
+import importlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import httpx
@@ -178,6 +180,14 @@ def test_impossible_settings(settings, said):
 
     with pytest.raises(ConfigError, match=said):
         from_config_dict({"task": "serve"} | settings)
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    for name in ("api", "server"):
+        monkeypatch.delitem(sys.modules, f"loong_jax.serving.{name}")
+    with pytest.raises(ValueError, match=r'Serving needs the package fastapi: pip install -e "\.\[demo\]"'):
+        importlib.import_module("loong_jax.serving.server")
 
 
 def test_an_address_that_cannot_be_had():
