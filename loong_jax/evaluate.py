@@ -58,7 +58,7 @@ def _sets(job: EvaluateJob, workdir: Path) -> tuple[EvaluateJob, VideoSet, Video
     folder, origin = Path(job.videos), ""
     if job.model_path:
         folder, origin = workdir / "videos", f"samples of {job.model_path}"
-        pipe = pipeline.load((workdir / job.model_path).resolve(), job.mesh)
+        pipe = pipeline.load(pipeline.found(job.model_path, workdir), job.mesh)
         data = dataclasses.replace(job.data, frame_size=pipe.frame_size, fps=pipe.fps)
         job = dataclasses.replace(job, data=data)
         _sample(pipe, job, folder)

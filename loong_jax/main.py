@@ -80,6 +80,10 @@ def run_job(job: config.Job, workdir: Path) -> None:
             from loong_jax.evaluate import run_evaluate
 
             run_evaluate(job, workdir)
+        case config.ExportJob():
+            from loong_jax.export import run_export
+
+            run_export(job, workdir)
         case config.EstimateJob():
             from loong_jax.estimate import run_estimate
 

@@ -18,6 +18,8 @@ from loong_jax.chips import host_memory
 from loong_jax.config import ConfigError, LanguageModelJob, MeshConfig, SamplingConfig
 from loong_jax.config_dict import build, from_config_dict
 from loong_jax.data.text import TextTokenizer
+from loong_jax.hub import HUB, fetch
+from loong_jax.model_folder import is_model_folder, read_model
 from loong_jax.models import transformer
 from loong_jax.sampling.long_video import Generator, Piece, Request, show
 from loong_jax.sampling.saved_ids import Origin, SavedIds
@@ -40,8 +42,8 @@ class Pipeline:
         self.fps = job.data.fps
         self.frame_size = job.data.frame_size
         self.sampling = job.sampling
+        self.job, self.params = job, params
         self._text = TextTokenizer()
-        self._model, self._params = job.model, params
         self.generator = Generator(
             model=job.model,
             params=params,
@@ -149,9 +151,9 @@ class Pipeline:
     def fingerprint(self) -> str:
         """Of the model, by its settings and the first values of every parameter, on whatever devices these lie."""
         first = jax.jit(lambda params: [x[(0,) * (x.ndim - 1)][:_LOOKED_AT] for x in jax.tree.leaves(params)])(
-            self._params
+            self.params
         )
-        digest = hashlib.sha256(repr(self._model).encode())
+        digest = hashlib.sha256(repr(self.job.model).encode())
         for values in jax.device_get(first):
             digest.update(values.tobytes())
         return digest.hexdigest()[:16]
@@ -245,13 +247,20 @@ def _short(value) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def load(workdir: str | Path, mesh: MeshConfig | None = None) -> Pipeline:
-    """The pipeline of the newest checkpoint in the workdir of a language-model training.
+def load(folder: str | Path, mesh: MeshConfig | None = None) -> Pipeline:
+    """The pipeline of a model folder, or of the newest checkpoint in the workdir of a language-model training.
+
+    Args:
+        folder: also "hf:OWNER/NAME", a model folder on the Hugging Face Hub (needs the extra [hub]).
+        mesh: how the model lies on the devices.
 
     Raises:
         ValueError: there is none, or its tokenizer is missing or has changed since.
     """
-    workdir = Path(workdir)
+    workdir = found(folder)
+    if is_model_folder(workdir):
+        job, params, tokenizer = read_model(workdir, sharding.make_mesh(mesh or MeshConfig()))
+        return Pipeline(job, params, tokenizer, mesh)
     job, tokenizer = _load_job_and_tokenizer(workdir)
     _, abstract = transformer.abstract_params(job.model)
     shardings = sharding.tree_shardings(
@@ -262,9 +271,20 @@ def load(workdir: str | Path, mesh: MeshConfig | None = None) -> Pipeline:
     return Pipeline(job, params, tokenizer, mesh)
 
 
-def load_tokenizer(workdir: str | Path) -> VideoTokenizer:
-    """The tokenizer of the language model that was trained in ``workdir``; errors as of ``load``."""
-    return _load_job_and_tokenizer(Path(workdir))[1]
+def load_tokenizer(folder: str | Path) -> VideoTokenizer:
+    """The tokenizer of the language model in ``folder``; errors as of ``load``."""
+    folder = found(folder)
+    return VideoTokenizer.load(folder) if is_model_folder(folder) else _load_job_and_tokenizer(folder)[1]
+
+
+def found(folder: str | Path, workdir: Path = Path()) -> Path:
+    """Where a model is: "hf:OWNER/NAME" is fetched, a folder is relative to ``workdir``.
+
+    Raises:
+        ValueError: the hub does not give it.
+    """
+    text = str(folder)
+    return fetch(text.removeprefix(HUB)) if text.startswith(HUB) else (workdir / folder).resolve()
 
 
 def show_saved(saved: SavedIds, tokenizer: VideoTokenizer) -> tuple[Request, Iterator[Piece]]:

@@ -30,7 +30,7 @@ def run_sample(job: SampleJob, workdir: Path) -> list[Path]:
     Raises:
         ValueError: prompts, the model, or what to start from cannot be read.
     """
-    model_path = (workdir / job.model_path).resolve()
+    model_path = pipeline.found(job.model_path, workdir)
     if job.decode:
         return _decode(job, model_path, workdir)
     prompts = read_prompts(job.prompt, job.prompts_file)

@@ -17,6 +17,7 @@ from loong_jax.config import (
     DoctorJob,
     EstimateJob,
     EvaluateJob,
+    ExportJob,
     FvdConfig,
     LanguageModelJob,
     LossConfig,
@@ -248,6 +249,9 @@ IMPOSSIBLE = [
     (ServeJob, {"port": -1}, "port", -1, NOT_NEGATIVE),
     (ServeJob, {"host": ""}, "host", "", "127.0.0.1"),
     (ServeJob, {"sampling": SamplingChanges(seconds=61.0)}, "sampling.seconds", 61.0, "at most 60"),
+    (ExportJob, {"format": "gguf"}, "format", "gguf", "'loong', 'llama'"),
+    (ExportJob, {"dtype": "int8"}, "dtype", "int8", "'float32', 'bfloat16', 'float16'"),
+    (ExportJob, {"format": "llama", "dtype": "float16"}, "format", "llama", "in float32 and with all texts"),
     (DoctorJob, {"timeout": 0.0}, "timeout", 0.0, POSITIVE),
     (DoctorJob, {"write_mib": 0}, "write_mib", 0, POSITIVE),
     *[

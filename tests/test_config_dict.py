@@ -20,6 +20,7 @@ from loong_jax.config import (
     DoctorJob,
     EstimateJob,
     EvaluateJob,
+    ExportJob,
     IntSchedule,
     LanguageModelJob,
     LossConfig,
@@ -64,6 +65,7 @@ EXAMPLES = [
     EvaluateJob(data=DataConfig(num_frames=65), num_videos=3),
     EstimateJob(batch_sizes=(3,), mesh=MeshConfig(tensor=2), step="sampling"),
     DoctorJob(full=False, write_mib=1),
+    ExportJob(dtype="bfloat16", texts_file="texts.txt"),
 ]
 EXAMPLE_OF = pytest.mark.parametrize("job", EXAMPLES, ids=lambda job: job.task)
 
@@ -165,7 +167,7 @@ def test_an_unknown_task(task):
     with pytest.raises(ConfigError) as error:
         from_config_dict({"task": task})
     allowed = "'tokenizer', 'tokenize', 'check_data', 'language_model', 'sample', 'serve', 'demo', 'claims', "
-    allowed += "'evaluate', 'estimate', 'doctor'"
+    allowed += "'evaluate', 'estimate', 'doctor', 'export'"
     assert str(error.value) == f"task={task!r} is not possible: choose one of {allowed}."
 
 

@@ -45,7 +45,7 @@ def pipe_on_a_mesh():
 def pipe(pipe_on_a_mesh):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-        return Pipeline(JOB, pipe_on_a_mesh._params, pipe_on_a_mesh.generator.tokenizer)
+        return Pipeline(JOB, pipe_on_a_mesh.params, pipe_on_a_mesh.generator.tokenizer)
 
 
 def compilations(pipe) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ def compilations(pipe) -> tuple[int, ...]:
 
 def test_a_model_is_sampled_as_its_training_says(pipe):
     own = dataclasses.replace(JOB, sampling=SamplingConfig(seconds=CLIP, temperature=0.5, top_k=3))
-    own = Pipeline(own, pipe._params, pipe.generator.tokenizer)
+    own = Pipeline(own, pipe.params, pipe.generator.tokenizer)
     assert own.request(PROMPT).sampling == own.sampling and own.request(PROMPT).num_frames == 17
     changed = own.request(PROMPT, top_k=(5, 2)).sampling
     assert changed == dataclasses.replace(own.sampling, top_k=(5, 2))
@@ -179,7 +179,7 @@ def test_of_several_candidates_the_likeliest_is_kept(pipe):
 
 def likelihoods(pipe, texts, codes) -> np.ndarray:
     """Log-likelihood of the codes of each video after its text."""
-    model = nnx.merge(transformer.abstract_params(JOB.model)[0], pipe._params)
+    model = nnx.merge(transformer.abstract_params(JOB.model)[0], pipe.params)
 
     @jax.jit
     def video_logits(tokens):
@@ -212,11 +212,11 @@ def test_a_video_does_not_depend_on_its_batch_nor_on_the_devices(pipe, pipe_on_a
 
 def test_a_fingerprint_is_the_models_and_not_its_devices(pipe, make_mesh):
     sharded = jax.device_put(
-        pipe._params,
-        sharding.tree_shardings(make_mesh(fsdp=4, tensor=2), pipe._params, transformer.logical_axes(JOB.model)),
+        pipe.params,
+        sharding.tree_shardings(make_mesh(fsdp=4, tensor=2), pipe.params, transformer.logical_axes(JOB.model)),
     )
     assert pipe.fingerprint == Pipeline(JOB, sharded, pipe.generator.tokenizer).fingerprint
-    other = jax.tree.map(lambda p: p * 1.001, pipe._params)
+    other = jax.tree.map(lambda p: p * 1.001, pipe.params)
     assert Pipeline(JOB, other, pipe.generator.tokenizer).fingerprint != pipe.fingerprint
 
 

@@ -233,6 +233,29 @@ class DoctorJob:
         require_not_negative(self, "min_memory_gib", "min_disk_gib", "min_write_speed")
 
 
+@dataclasses.dataclass(frozen=True)
+class ExportJob:
+    """Write a trained model as one folder, to keep and to hand on."""
+
+    task: str = "export"
+    model_path: str = "../stage3"  # workdir of a language-model training, relative to this workdir, or a model folder
+    format: str = "loong"  # or "llama": a LlamaForCausalLM of transformers, without the tokenizer
+    dtype: str = "float32"  # of the language model's weights in the file; also "bfloat16" and "float16"
+    texts_file: str = ""  # file with a text a line: the embeddings of other words are left out
+    llama_weights: str = ""  # folder of a LlamaForCausalLM, whose weights take the place of the training's
+    upload: str = ""  # OWNER/NAME on the Hugging Face Hub, where the folder goes besides; needs the extra [hub]
+    # What the card says besides.
+    example: str = "a red 7 moves left"  # a prompt
+    command: str = ""  # what trained the model
+    results: str = ""  # JSON file with what was measured, as results.json of the demo
+
+    def __post_init__(self):
+        require_choice("format", self.format, ("loong", "llama"))
+        require_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        is_plain = self.format == "loong" or (not self.texts_file and self.dtype == "float32")
+        require(is_plain, "format", self.format, "a LLaMA is written in float32 and with all texts")
+
+
 Job = (
     TokenizerJob
     | TokenizeJob
@@ -245,5 +268,6 @@ Job = (
     | EvaluateJob
     | EstimateJob
     | DoctorJob
+    | ExportJob
 )
 JOBS = {job.task: job for job in typing.get_args(Job)}

@@ -38,7 +38,7 @@ def run_serve(job: ServeJob, workdir: Path) -> None:
     """
     token = _read_token(job.token_file)
     with contextlib.closing(_listen(job.host, job.port)) as listener:
-        pipe = pipeline.load((workdir / job.model_path).resolve(), job.mesh)
+        pipe = pipeline.load(pipeline.found(job.model_path, workdir), job.mesh)
         say("compiling the sampler")
         warm_up(pipe, job)
         with Worker(pipe, job.limits, workdir / "videos") as worker:

@@ -1,6 +1,7 @@
 """The public face of the tokenizer: videos of any length and size to ids and back, in constant memory."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from jaxtyping import Int, UInt8
 
 from loong_jax import checkpoint
 from loong_jax.config import TokenizerConfig, TokenizerJob
-from loong_jax.config_dict import from_config_dict
+from loong_jax.config_dict import build, from_config_dict, to_json_dict
 from loong_jax.tokenizer.autoencoder import abstract_autoencoder, init_params
 from loong_jax.tokenizer.input_checks import check_ids, check_video
 from loong_jax.tokenizer.tiling import Tiling
+from loong_jax.weights_file import load_tree, save_tree
 
 # Latent frames and videos processed at once, where frames are small: for larger ones, fewer.
 _CHUNK, _ROWS = 16, 16
+_SETTINGS, _WEIGHTS = "tokenizer.json", "tokenizer.safetensors"
 _PIXELS = _ROWS * (1 + 4 * _CHUNK) * 32 * 32
 
 
@@ -52,18 +55,21 @@ class VideoTokenizer:
         return VideoTokenizer(config, jax.jit(lambda key: init_params(config, key))(jax.random.key(seed)))
 
     @staticmethod
-    def load(workdir: str | Path) -> "VideoTokenizer":
-        """The tokenizer of the newest checkpoint in the workdir of a tokenizer training.
+    def load(folder: str | Path) -> "VideoTokenizer":
+        """The tokenizer of the newest checkpoint in the workdir of a tokenizer training, or one that was saved.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or it is damaged.
         """
-        job = load_job(workdir)
-        _, abstract = abstract_autoencoder(job.tokenizer)
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-        params = checkpoint.load_weights(workdir, abstract, job.ema_decay)
-        return VideoTokenizer(job.tokenizer, params, job.data.frame_size)
+        folder = Path(folder)
+        return _read_saved(folder) if (folder / _SETTINGS).exists() else _read_training(folder)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer.safetensors``, float32, from which ``load`` makes the same."""
+        settings = {"tokenizer": to_json_dict(self.config), "frame_size": self.frame_size}
+        save_tree(Path(folder) / _WEIGHTS, self.params, "float32")
+        text = json.dumps(settings | {"fingerprint": self.fingerprint}, indent=1)
+        (Path(folder) / _SETTINGS).write_text(text + "\n", encoding="utf-8")
 
     def on(self, device: jax.Device) -> "VideoTokenizer":
         """This tokenizer with its parameters on ``device``, where it then encodes and decodes."""
@@ -204,6 +210,38 @@ class VideoTokenizer:
             outputs.append(done)
             pasts.append(row_past)
         return outputs, pasts
+
+
+def _read_training(workdir: Path) -> VideoTokenizer:
+    job = load_job(workdir)
+    params = checkpoint.load_weights(workdir, _on_a_device(job.tokenizer), job.ema_decay)
+    return VideoTokenizer(job.tokenizer, params, job.data.frame_size)
+
+
+def _read_saved(folder: Path) -> VideoTokenizer:
+    path = folder / _SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        config = build(TokenizerConfig, settings["tokenizer"], "tokenizer")
+        frame_size, fingerprint = settings["frame_size"], settings["fingerprint"]
+        if frame_size is not None:
+            config.latent_size(frame_size)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not describe a tokenizer ({error!r}): copy or export it again.") from None
+    tokenizer = VideoTokenizer(config, load_tree(folder / _WEIGHTS, _on_a_device(config)), frame_size)
+    if tokenizer.fingerprint != fingerprint:
+        raise ValueError(
+            f"{folder / _WEIGHTS} holds tokenizer {tokenizer.fingerprint}, and {path} is of {fingerprint}: they do not "
+            "belong together, or one is damaged; copy or export them again."
+        )
+    return tokenizer
+
+
+def _on_a_device(config: TokenizerConfig) -> Any:
+    """Shapes of the parameters, on the first device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    _, abstract = abstract_autoencoder(config)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
 
 
 def load_job(workdir: str | Path) -> TokenizerJob:
