@@ -17,7 +17,7 @@ from loong_jax.config import ClaimsJob, DemoJob
 from loong_jax.config_dict import load_job, parse_variant, to_config_dict
 
 # The demo's recipe with fewer steps, which leaves each part of it something to bring.
-STEPS = {"image_tokenizer": 400, "tokenizer": 200, "stage1": 200, "stage2": 600, "stage3": 150}
+STEPS = {"image_tokenizer": 400, "tokenizer": 200, "stage1": 200, "stage2": 500, "stage3": 150}
 NUM_CLIPS = 4096  # of 65 frames, of which stage 2 reads the first 17: with one stage or three, the same are seen
 
 
