@@ -21,7 +21,7 @@ import numpy as np
 import loong_jax
 from loong_jax.config_dict import load_job
 from loong_jax.data.moving_digits import MovingDigits, Scene, canonical_caption
-from loong_jax.evaluation.digits import DigitReader
+from loong_jax.evaluation.digits import digits_by_window
 from loong_jax.evaluation.report import format_table
 
 DEMO = load_job(Path(__file__).parents[2] / "configs", "demo")
@@ -49,21 +49,20 @@ def windows(stream: Iterator[np.ndarray], num_frames: int) -> Iterator[np.ndarra
             held = held[:, num_frames:]
 
 
-def judge(reader: DigitReader, stream: Iterator[np.ndarray], scenes: list[tuple[Scene, ...]], fps: float) -> dict:
+def judge(stream: Iterator[np.ndarray], scenes: list[tuple[Scene, ...]], fps: float) -> dict:
     """Share of the videos with the right digit and the right color, for every window."""
-    digit, color = [], []
+    shares = {"digit": [], "color": []}
     for videos in windows(stream, round(fps * WINDOW)):
-        read = [reader.read(video, scene) for video, scene in zip(videos, scenes, strict=True)]
-        right = [one.digits == tuple(s.digit for s in scene) for one, scene in zip(read, scenes, strict=True)]
-        digit.append(float(np.mean(right)))
-        color.append(float(np.mean([one.color_right for one in read])))
-    return {"digit": digit, "color": color}
+        read = [digits_by_window(video, scene, fps, WINDOW) for video, scene in zip(videos, scenes, strict=True)]
+        for name, values in shares.items():
+            values.append(float(np.mean([one[name] for one in read])))
+    return shares
 
 
 def run(model: str, results: Path, seconds: int, seeds: int, prompts: int) -> list[dict]:
     """All cells of such videos, those in ``results`` and those that were missing there."""
     cells = json.loads(results.read_text()) if results.exists() else []
-    pipe, reader = loong_jax.load(model), DigitReader()
+    pipe = loong_jax.load(model)
     examples = held_out(prompts, round(seconds * pipe.fps))
     scenes = [example["label"] for example in examples]
     texts = [canonical_caption(scene) for scene in scenes]
@@ -71,7 +70,7 @@ def run(model: str, results: Path, seconds: int, seeds: int, prompts: int) -> li
     def add(cell: dict, stream) -> None:
         if any(cell.items() <= done.items() for done in cells):
             return
-        cells.append(cell | judge(reader, stream(), scenes, pipe.fps))
+        cells.append(cell | judge(stream(), scenes, pipe.fps))
         partial = results.with_suffix(".partial")
         partial.write_text("[\n" + ",\n".join(map(json.dumps, cells)) + "\n]\n")
         partial.replace(results)
