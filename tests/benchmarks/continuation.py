@@ -139,7 +139,9 @@ def draw(cells: list[dict], path: Path) -> None:
     found = by_setting(cells)
     of_top_k = [(SAMPLING.continuation, top_k) for top_k in sorted({SAMPLING.top_k, *TOP_K}, key=lambda k: k or 1e9)]
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), sharex=True, sharey="row", layout="constrained")
+    colors = {("real", None): "0.6", (SAMPLING.continuation, SAMPLING.top_k): "C0"}  # which both columns have
     for column, settings in enumerate((SETTINGS[: len(WAYS)], of_top_k)):
+        others = [setting for setting in settings if setting not in colors]
         for row, what in enumerate(("digit", "color")):
             axis = axes[row, column]
             shown = [setting for setting in [("real", None), *settings] if setting in found]
@@ -148,7 +150,7 @@ def draw(cells: list[dict], path: Path) -> None:
                 middle = step * (np.arange(share.shape[1]) + 0.5) + 0.012 * step * share.shape[1] * (order - 2)
                 mean = share.mean(axis=0)
                 bars = np.stack([mean - share.min(axis=0), share.max(axis=0) - mean])
-                color = "0.6" if setting[0] == "real" else f"C{order - 1}"
+                color = colors.get(setting) or f"C{others.index(setting) + 1}"
                 axis.errorbar(
                     middle, mean, bars, marker="o", markersize=3, lw=1.2, color=color, label=name_of(*setting)
                 )
