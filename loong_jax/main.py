@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from loong_jax import config, distributed
-from loong_jax.command_line import explain, one_line
+from loong_jax.command_line import explain, locate_config, one_line
 from loong_jax.config_dict import from_config_dict, to_json_dict
 from loong_jax.endings import Ended, Stopped
 from loong_jax.peers import together
@@ -93,7 +93,7 @@ def run_job(job: config.Job, workdir: Path) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, but a mistake in the settings is one sentence rather than a traceback."""
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(locate_config(argv))
         if _CONFIG.value is None or _WORKDIR.value is None:
             raise ValueError("Both --config=configs/NAME.py and --workdir=DIR are needed.")
         _CONFIG.value.to_dict()  # a file that failed to load raises here, not when it was parsed

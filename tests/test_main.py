@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loong_jax.command_line import explain, one_line
+from loong_jax.command_line import explain, locate_config, one_line
+from loong_jax.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,6 +75,37 @@ def test_what_is_wrong_with_the_arguments(arguments, said, monkeypatch):
     monkeypatch.chdir(ROOT)
     message = explain([*arguments, "--workdir=w"], ValueError("told\nin several lines"))
     assert said in message and "\n" not in message
+
+
+@pytest.mark.parametrize("flag", ["--config=FILE", "-config=FILE", "--config FILE"])
+def test_a_config_that_is_not_here_is_the_packages_own(flag, tmp_path, monkeypatch, capsys):
+    def arguments(file: str) -> list[str]:
+        return ["main", "--workdir=w", *flag.replace("FILE", file).split(), "--config.seed=1"]
+
+    monkeypatch.chdir(tmp_path)
+    own = f"{ROOT}/configs/sample.py"
+    assert locate_config(arguments("configs/sample.py:debug")) == arguments(f"{own}:debug")
+    assert capsys.readouterr().err == f"There is no configs/sample.py here: taking that of the package, {own}.\n"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "sample.py").touch()
+    for file in ("configs/sample.py:debug", "./configs/sample.py", own):
+        assert locate_config(arguments(file)) == arguments(file)
+    assert capsys.readouterr().err == ""
+
+
+def test_configs_that_are_not_here_are_named(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.py").touch()
+    monkeypatch.chdir(tmp_path)
+    for file in ("configs/simple.py", "configs"):
+        with pytest.raises(
+            ConfigError, match=f"no config file {file}; .*configs/mine.py, configs/sample.py, .*er.py.$"
+        ):
+            locate_config([f"--config={file}"])
+    with pytest.raises(ConfigError, match="no config file sample.py; there are: configs/check_data.py, .*er.py.$"):
+        locate_config(["--config=sample.py"])
+    with pytest.raises(ConfigError, match="no config file configs/x/sample.py; there are: configs/check_data.py"):
+        locate_config(["--config=configs/x/sample.py"])
 
 
 def test_a_config_file_that_fails(tmp_path):
