@@ -17,9 +17,9 @@ from loong_jax.evaluation.report import format_table, write_report
 from loong_jax.sample import sample_videos, write_sample
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.training.lm_job import train_language_model
-from loong_jax.training.metrics import read_metrics, say
+from loong_jax.training.metrics import read_metrics, say, write_result
 from loong_jax.training.tokenizer_job import train_tokenizer
-from loong_jax.video import contact_sheet, write_image, write_video
+from loong_jax.video import contact_sheet, write_video
 
 _STAGES = ("stage1", "stage2", "stage3")
 
@@ -68,7 +68,7 @@ def _reconstruct(job: DemoJob, tokenizer: VideoTokenizer, samples: Path) -> dict
     ids = tokenizer.encode(originals)
     decoded = tokenizer.decode(ids)
     rows = [video for pair in zip(originals[:4], decoded[:4], strict=True) for video in pair]
-    write_image(samples / "reconstruction.png", contact_sheet(rows, columns=12))
+    write_result(samples.parent, "reconstruction", contact_sheet(rows, columns=12))
     return {
         "psnr": float(psnr(originals, decoded).mean()),
         "codebook_usage": float(codebook_usage(ids, tokenizer.config.quantizer.num_codes)),
@@ -98,7 +98,7 @@ def _benchmark(job: DemoJob, pipe: pipeline.Pipeline, samples: Path) -> dict:
         temporary = cached.with_suffix(".tmp.npy")
         np.save(temporary, videos)
         temporary.replace(cached)
-        write_image(samples / "held_out_prompts.png", contact_sheet(list(videos[:12]), columns=12))
+        write_result(samples.parent, "held_out_prompts", contact_sheet(list(videos[:12]), columns=12))
         write_video(samples / "held_out_prompts.mp4", _mosaic(videos[:16]), pipe.fps)
     seconds = min(10.0, sampling.seconds)
     return {

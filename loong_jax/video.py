@@ -164,8 +164,10 @@ def contact_sheet(videos: list[Video], columns: int = 10, *, min_side: int = 64)
     return np.concatenate(rows, axis=0)
 
 
-def write_strip(stem: str | Path, originals: np.ndarray, decoded: np.ndarray, fps: float, *, columns: int = 8) -> None:
+def write_strip(stem: str | Path, originals: np.ndarray, decoded: np.ndarray, fps: float, *, columns: int = 8) -> Image:
     """Write videos over their reconstructions: ``stem``.png with some frames and, if they move, ``stem``.mp4.
+
+    Returns the picture.
 
     Args:
         stem: path without extension.
@@ -183,7 +185,9 @@ def write_strip(stem: str | Path, originals: np.ndarray, decoded: np.ndarray, fp
         both = np.stack([originals, decoded])
         # Videos side by side, each over its reconstruction.
         write_video(stem.with_suffix(".mp4"), np.concatenate(list(np.concatenate(list(both), axis=2)), axis=2), fps=fps)
-    write_image(stem.with_suffix(".png"), contact_sheet(rows, columns=columns))
+    picture = contact_sheet(rows, columns=columns)
+    write_image(stem.with_suffix(".png"), picture)
+    return picture
 
 
 def _check_video(video: np.ndarray) -> np.ndarray:

@@ -65,6 +65,8 @@ def test_the_demo_leaves_a_minute_of_video_and_is_not_done_twice(demo):
         assert (workdir / "samples" / name).read_bytes().startswith(b"\x89PNG")
         assert loong_jax.read_video(workdir / "samples" / name).std() > 1
     assert loong_jax.read_video(workdir / "samples" / "held_out_prompts.mp4").shape[0] == 390
+    shown = b"".join(file.read_bytes() for file in (workdir / "tensorboard").iterdir())
+    assert b"reconstruction" in shown and b"held_out_prompts" in shown
 
     results = results_of(workdir)
     assert set(results) == {"tokenizer", "loss", "benchmark", "minutes"}

@@ -22,6 +22,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 from loong_jax.video import Image, write_image
 
 CONSOLE = Console(soft_wrap=True)
+if CONSOLE.is_jupyter:  # a notebook is no terminal, and shows plain lines best
+    CONSOLE = Console(soft_wrap=True, force_jupyter=False, force_terminal=False)
 
 
 class MetricsWriter:
@@ -93,6 +95,14 @@ class _Board:
         events, self._events = self._events, None
         if events is not None:
             events.close()
+
+
+def write_result(workdir: Path, name: str, picture: Image) -> None:
+    """Write ``<workdir>/samples/<name>.png`` and show it in TensorBoard: a picture of what a training has led to."""
+    write_image(workdir / "samples" / f"{name}.png", picture)
+    board = _Board(workdir / "tensorboard", next_step=0)
+    board.write(0, [summary.image(name, picture, dataformats="HWC")])
+    board.close()
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from loong_jax.training.provenance import check_same_model, describe
 from loong_jax.training.state import TrainState
 from loong_jax.training.throughput import Work
 from loong_jax.training.tokenizer_step import create_tokenizer_state, make_eval_step, make_train_step
-from loong_jax.video import write_strip
+from loong_jax.video import Image, write_strip
 
 _NUM_SHOWN = 8  # held-out videos in the picture of reconstructions
 
@@ -65,13 +65,16 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
     starts = [batch * job.train.batch_size + index * rows for batch in range(job.train.eval_batches)]
     held_out = [{"video": np.stack([test_source[start + row]["video"] for row in range(rows)])} for start in starts]
 
+    pictures: dict[str, Image] = {}  # of the last evaluation
+
     def evaluate(state: TrainState) -> dict:
         results = [eval_step(state.best_params, sharding.shard_batch(mesh, batch)) for batch in held_out]
         ids = np.concatenate([np.asarray(result.ids).reshape(-1) for result in results])
         if jax.process_index() == 0:
             originals, decoded = np.asarray(results[0].originals), np.asarray(results[0].shown)
             with dispensable(workdir / "samples"):
-                write_strip(workdir / "samples" / "reconstruction", originals, decoded, job.data.fps)
+                strip = write_strip(workdir / "samples" / "reconstruction", originals, decoded, job.data.fps)
+                pictures["reconstruction"] = strip
         return {
             **{name: np.mean([np.asarray(result.scores[name]) for result in results]) for name in results[0].scores},
             "codebook_usage": codebook_usage(ids, job.tokenizer.quantizer.num_codes),
@@ -92,6 +95,7 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
             shown=("psnr", "ssim", "lpips", "codebook_usage", "codebook_perplexity"),
             meta=meta,
             alarm=lambda metrics: _alarm(job, metrics),
+            draw=lambda records: pictures,
         )
     )
     return VideoTokenizer(job.tokenizer, state.best_params, job.data.frame_size)

@@ -29,6 +29,8 @@ def test_the_decoder_learns_clips_over_the_encoder_and_codebook_of_the_images(tm
     changed = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), images.params["decoder"], clips.params["decoder"])
     assert all(value > 0 for value in jax.tree.leaves(changed))
     assert (tmp_path / "clips" / "samples" / "reconstruction.png").stat().st_size > 1000
+    shown = b"".join(file.read_bytes() for file in (tmp_path / "clips" / "tensorboard").iterdir())
+    assert b"reconstruction" in shown
 
 
 def test_a_frozen_encoder_must_come_from_somewhere():
