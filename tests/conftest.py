@@ -24,6 +24,7 @@ from absl import flags  # noqa: E402
 from loong_jax import sharding  # noqa: E402
 from loong_jax.config import MeshConfig, TrainConfig  # noqa: E402
 
+pytest.register_assert_rewrite("commands")  # whose assertions say what they saw
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # Grain reads flags

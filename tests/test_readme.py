@@ -13,93 +13,23 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
+from commands import MAIN, check_order, find_commands, parse_job
 
 import loong_jax
-from loong_jax.config import (
-    JOBS,
-    DemoJob,
-    EvaluateJob,
-    LanguageModelJob,
-    SampleJob,
-    SamplingConfig,
-    ServeJob,
-    TokenizerJob,
-)
-from loong_jax.config_dict import from_config_dict, to_config_dict
+from loong_jax.config import JOBS, SamplingConfig
+from loong_jax.config_dict import to_config_dict
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MAIN = ["python", "-m", "loong_jax.main"]
 # Kinds of block: bash is run, python is read as Python, and what has no language is a map of the code.
 BLOCKS = [(kind, text) for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)]
 PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
 CODE_SPANS = re.findall(r"`([^`]+)`", PROSE)
-
-
-def split_commands(script: str) -> list[list[str]]:
-    """The commands of a script, each as a list of words."""
-    lines = script.replace("\\\n", " ").splitlines()
-    parts = [part for line in lines if not line.strip().startswith("#") for part in re.split(r"&&|;", line)]
-    return [shlex.split(part, comments=True) for part in parts if part.strip()]
-
-
-COMMANDS = [command for kind, text in BLOCKS if kind == "bash" for command in split_commands(text)]
+COMMANDS = find_commands(README)
 JOB_COMMANDS = [command for command in COMMANDS if command[:3] == MAIN]
-
-
-def parse_job(command: list[str]):
-    """The job and the workdir of a command, read with flags like ``main``'s; fails where main would."""
-    values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", None, flag_values=values)
-    workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
-    with mock.patch.object(sys, "argv", command[2:]):  # where ml_collections looks for overrides
-        rest = values(command[2:])
-    assert rest == command[2:3], f"{rest[1:]} are no flags"
-    assert workdir.value, f"no --workdir in {shlex.join(command)}"
-    return from_config_dict(config.value), Path(workdir.value)
-
-
-def trained_by(job, workdir: Path) -> dict[Path, TokenizerJob | LanguageModelJob]:
-    """The workdirs that hold a finished training after ``job`` has run."""
-    if isinstance(job, DemoJob):
-        names = [field.name for field in dataclasses.fields(job)]
-        inner = {workdir / name: getattr(job, name) for name in names}
-        return {path: part for path, part in inner.items() if isinstance(part, (TokenizerJob, LanguageModelJob))}
-    return {workdir: job} if isinstance(job, (TokenizerJob, LanguageModelJob)) else {}
-
-
-def check_order(commands: list[list[str]]) -> None:
-    """Every job finds what it starts from in the workdir of an earlier command, with the same model in it."""
-    trained = {}
-    for command in commands:
-        job, workdir = parse_job(command)
-        needed = {"init_from": getattr(job, "init_from", "")}
-        if isinstance(job, LanguageModelJob) and not job.allow_untrained_tokenizer:
-            needed["tokenizer_path"] = job.tokenizer_path
-        if isinstance(job, EvaluateJob) and not job.videos and not job.model_path:
-            needed["tokenizer_path"] = job.tokenizer_path
-        if isinstance(job, SampleJob | ServeJob | EvaluateJob):
-            needed["model_path"] = job.model_path
-        found = {}
-        for field, path in needed.items():
-            if path:
-                place = Path(os.path.normpath(workdir / path))
-                assert place in trained, f"{shlex.join(command)}: nothing before it trains {field} {place}"
-                found[field] = trained[place]
-        if isinstance(job, TokenizerJob) and "init_from" in found:
-            assert found["init_from"].tokenizer == job.tokenizer
-        if isinstance(job, LanguageModelJob) and "init_from" in found:
-            assert found["init_from"].model == job.model
-        if "tokenizer_path" in found and isinstance(job, LanguageModelJob):
-            assert found["tokenizer_path"].tokenizer.quantizer.num_codes == job.model.num_video_ids
-        if "model_path" in found:
-            assert isinstance(found["model_path"], LanguageModelJob)
-        trained |= trained_by(job, workdir)
 
 
 @pytest.fixture(autouse=True)
