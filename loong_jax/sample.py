@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import itertools
 import re
 import time
 from pathlib import Path
@@ -114,11 +115,13 @@ def _decode(job: SampleJob, model_path: Path, workdir: Path) -> list[Path]:
     for saved in map(SavedIds, found):
         request, pieces = pipeline.show_saved(saved, tokenizer)
         files = SampleFiles(workdir / "samples" / saved.path.stem, request.num_frames, saved.origin.fps, _outputs(job))
-        with files:
-            if saved.start is not None:
-                files.write(saved.start[: request.num_frames])
-            for piece in pieces:
-                files.write(piece.frames[0])
+        progress, done = ProgressReport(f"decoding {saved.path.stem}", request.num_frames), 0
+        with files, contextlib.closing(progress):
+            begun = [] if saved.start is None else [saved.start[: request.num_frames]]
+            for frames in itertools.chain(begun, (piece.frames[0] for piece in pieces)):
+                files.write(frames)
+                done += len(frames)
+                progress.advance_to(done)
         for path in files.paths:
             say(f"wrote {path}")
         paths += files.paths
