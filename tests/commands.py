@@ -11,16 +11,34 @@ from unittest import mock
 from absl import flags
 from ml_collections import config_flags
 
-from loong_jax.config import DemoJob, EvaluateJob, LanguageModelJob, SampleJob, ServeJob, TokenizerJob
+from loong_jax.config import (
+    CheckDataJob,
+    DemoJob,
+    EvaluateJob,
+    ExportJob,
+    LanguageModelJob,
+    SampleJob,
+    ServeJob,
+    TokenizeJob,
+    TokenizerJob,
+)
 from loong_jax.config_dict import from_config_dict
 
 MAIN = ["python", "-m", "loong_jax.main"]
 
 
 def find_commands(page: str) -> list[list[str]]:
-    """The commands in the bash blocks of a Markdown page, each as a list of words."""
-    blocks = re.findall(r"^```bash\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    return [command for block in blocks for command in split_commands(block)]
+    """The commands in the bash blocks and the code spans of a Markdown page, each as a list of words."""
+    commands = []
+    for kind, block, span in re.findall(r"^```(\w*)\n(.*?)^```$|`([^`]+)`", page, re.DOTALL | re.MULTILINE):
+        span = " ".join(span.split())  # which may go over the end of a line
+        if kind == "bash" or _is_command(span):
+            commands += split_commands(span or block)
+    return commands
+
+
+def _is_command(span: str) -> bool:
+    return re.match(r"([A-Z_]+=\S+\s+)*(python3?|pip|pytest|tensorboard|sbatch|launch/\w+\.sh)\s", span) is not None
 
 
 def split_commands(script: str) -> list[list[str]]:
@@ -61,7 +79,9 @@ def check_order(commands: list[list[str]]) -> None:
             needed["tokenizer_path"] = job.tokenizer_path
         if isinstance(job, EvaluateJob) and not job.videos and not job.model_path:
             needed["tokenizer_path"] = job.tokenizer_path
-        if isinstance(job, SampleJob | ServeJob | EvaluateJob):
+        if isinstance(job, TokenizeJob | CheckDataJob):
+            needed["tokenizer_path"] = job.tokenizer_path
+        if isinstance(job, SampleJob | ServeJob | EvaluateJob | ExportJob):
             needed["model_path"] = job.model_path
         found = {}
         for field, path in needed.items():

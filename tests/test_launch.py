@@ -32,7 +32,8 @@ class Machine:
     def add(self, name: str, script: str = "") -> None:
         """A command that writes down its arguments, then runs ``script``."""
         path = self._commands / name
-        note = f'{{ printf "%q " {name} "$@"; echo; }} >> {self.folder}/asked'
+        # In one piece: commands of several hosts write at once.
+        note = f'printf "%s\\n" "$(printf "%q " {name} "$@")" >> {self.folder}/asked'
         path.write_text(f"#!/usr/bin/env bash\n{note}\n{script}\n")
         path.chmod(0o755)
 
