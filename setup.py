@@ -64,6 +64,8 @@ setup(
         "tfds": ["tensorflow-cpu>=2.18"],
         # To look at the curves and pictures that a training writes, and to serve a model as a page.
         "demo": ["tensorboard>=2.18", "fastapi>=0.135", "uvicorn>=0.35"],
+        # The pages of the API.
+        "docs": ["pdoc>=15"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -79,6 +81,7 @@ setup(
             "uvicorn>=0.35",
             "httpx>=0.28",
             "playwright>=1.50",
+            "pdoc>=15",
         ],
         # The reference that the LLaMA layers and the weight conversion are compared with.
         "parity": ["torch==2.13.0", "transformers>=5"],

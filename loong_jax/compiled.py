@@ -24,6 +24,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Bytes of both together."""
         return self.arguments + self.work
 
 

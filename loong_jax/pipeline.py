@@ -34,7 +34,11 @@ Script = list[tuple[float, str]]  # the same, as it is read
 
 
 class Pipeline:
-    """Text to video with one trained language model and its tokenizer."""
+    """Text to video with one trained language model and its tokenizer.
+
+    ``fps`` and ``frame_size`` are those of its videos; ``sampling`` is how they are sampled where nothing else is asked
+    for; ``job`` is the training that it comes from, ``params`` are the parameters, ``generator`` rolls videos out.
+    """
 
     def __init__(self, job: LanguageModelJob, params, tokenizer: VideoTokenizer, mesh: MeshConfig | None = None):
         """Wrap a model; ``job`` is the training it comes from."""

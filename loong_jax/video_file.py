@@ -85,6 +85,7 @@ class VideoFile:
         self.close()
 
     def close(self) -> None:
+        """Close the file; frames can no longer be read."""
         self._container.close()
 
     @property

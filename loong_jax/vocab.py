@@ -29,6 +29,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
+        """Ids in all: text, video and specials."""
         return self.num_text + self.num_video + len(SPECIALS)
 
     @property
@@ -56,10 +57,12 @@ class LatentGrid:
 
     @property
     def ids_per_frame(self) -> int:
+        """Ids of one latent frame."""
         return self.height * self.width
 
     @property
     def num_ids(self) -> int:
+        """Ids of the whole clip."""
         return self.frames * self.ids_per_frame
 
 

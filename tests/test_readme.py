@@ -5,7 +5,6 @@ Nothing is trained: commands are parsed into jobs as ``main`` does it.
 
 import ast
 import dataclasses
-import functools
 import importlib.util
 import inspect
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from code_names import names_of_the_code
 from commands import MAIN, check_order, parse_job
 from pages import PAGES, README, ROOT, Page, broken_links
 
@@ -101,7 +101,7 @@ def extras() -> dict[str, list[str]]:
 @pytest.mark.parametrize("command", commands_of(*PAGES, jobs=False))
 def test_another_command_of_a_page_is_possible(command):
     while re.fullmatch(r"[A-Z_]+=.*", command[0]):
-        assert command[0].partition("=")[0] in words_of_the_code()
+        assert command[0].partition("=")[0] in names_of_the_code()
         command = command[1:]
     match command:
         case ["python3", "-m", "venv", _]:
@@ -126,13 +126,6 @@ def test_another_command_of_a_page_is_possible(command):
             assert (ROOT / script).is_file()
         case [script, *_]:
             assert (ROOT / script).is_file() and os.access(ROOT / script, os.X_OK), f"no test knows {command}"
-
-
-@functools.cache
-def words_of_the_code() -> set[str]:
-    files = [path for pattern in ("*/**/*.py", "launch/*", "setup.py") for path in ROOT.glob(pattern)]
-    texts = (path.read_text(encoding="utf-8") for path in files if "." not in path.parts[len(ROOT.parts)][0])
-    return {word for text in texts for word in re.findall(r"\w+", text)}
 
 
 def test_tests_are_installed_before_they_run():
@@ -248,7 +241,7 @@ def _has(values, names) -> bool:
 @EVERY_PAGE
 def test_names_in_a_page_occur_in_the_code(page):
     names = [word for span in page.spans if re.fullmatch(r"[A-Za-z_][\w.]*", span) for word in span.split(".")]
-    assert not set(names) - words_of_the_code()
+    assert not set(names) - names_of_the_code()
 
 
 @EVERY_PAGE

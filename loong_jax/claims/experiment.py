@@ -75,6 +75,7 @@ class Cells:
         return [(seed, name) for seed in seeds for name in ARMS if (seed, name) not in there]
 
     def add(self, cell: Cell) -> None:
+        """Keep one more cell, on disk too."""
         self.found.append(cell)
         temporary = self._path.with_suffix(".tmp")
         write_report(temporary, {"cells": self.found, "settings": self._settings})

@@ -80,9 +80,11 @@ class Claim:
 
     @property
     def arms(self) -> tuple[str, ...]:
+        """All arms that the claim shows, the two that are compared first."""
         return (self.arm, self.against, *self.others)
 
     def label(self, arm: str) -> str:
+        """What an arm is called in this claim's table and plot."""
         return self.labels.get(arm, ARMS[arm].label)
 
 

@@ -56,6 +56,7 @@ class TransformerConfig:
 
     @property
     def head_dim(self) -> int:
+        """Channels of one head."""
         return self.model_dim // self.num_heads
 
     @property

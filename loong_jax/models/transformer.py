@@ -122,6 +122,7 @@ class Transformer(nnx.Module):
 
     @property
     def compute_dtype(self) -> jnp.dtype:
+        """What layers compute in; parameters are float32."""
         return compute_dtype(self.config)
 
     def _embed(self, tokens):

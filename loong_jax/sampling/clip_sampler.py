@@ -32,6 +32,7 @@ class ClipShape:
 
     @property
     def prompt_slots(self) -> int:
+        """Places for a prompt and the latent frames that a clip may start with."""
         return self.max_text_ids + _NUM_MARKERS + self.max_known * self.grid.ids_per_frame
 
     @property

@@ -40,6 +40,7 @@ class ServedVideo:
 
     @property
     def is_over(self) -> bool:
+        """Whether it is done, stopped or failed."""
         return self._events[-1].state in ("done", "stopped", "failed")
 
     def is_abandoned(self, timeout: float) -> bool:

@@ -30,6 +30,7 @@ class ClusterState:
 
     @staticmethod
     def create(config: QuantizerConfig, key: jax.Array) -> "ClusterState":
+        """The state before the first step: no code was used, and the pool is small random codes."""
         bound = 1 / config.num_codes
         pool = jax.random.uniform(key, (config.num_codes, config.dim), minval=-bound, maxval=bound)
         zeros = jnp.zeros(config.num_codes)

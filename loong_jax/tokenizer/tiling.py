@@ -45,6 +45,7 @@ class Tiling:
 
     @property
     def num_tiles(self) -> int:
+        """Tiles of one frame."""
         return len(self.rows.starts) * len(self.columns.starts)
 
     def cut(self, frames: Shaped[np.ndarray, "b t h w ..."], scale: int) -> Shaped[np.ndarray, "n t h2 w2 ..."]:

@@ -46,6 +46,7 @@ class MeshNeeds:
 
     @property
     def total(self) -> float:
+        """Bytes of all three together."""
         return self.state + self.saved + self.layer
 
     def __str__(self) -> str:

@@ -45,6 +45,7 @@ class MetricsWriter:
             temporary.replace(self._path)
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
+        """Add one record of numbers and lists of numbers."""
         if not self._is_first:
             return
         record = {name: np.asarray(value, np.float64).tolist() for name, value in metrics.items()}
@@ -65,6 +66,7 @@ class MetricsWriter:
             self._board.write(step, [summary.image(name, picture, dataformats="HWC")])
 
     def close(self) -> None:
+        """End the files."""
         with dispensable(self._workdir / "tensorboard"):
             self._board.close()
 
@@ -165,6 +167,7 @@ class ProgressReport:
             say(f"{self._title} {done}/{self._total} {summary}")
 
     def close(self) -> None:
+        """End the bar, where there is one."""
         if self._bar:
             self._bar.stop()
 
