@@ -47,6 +47,14 @@ def test_every_config_has_its_command_in_the_page_of_configs():
     [page] = [page for page in PAGES if page.name == "configs/README.md"]
     named = {re.sub(r":.*", "", command[3]) for command in page.commands if command[:3] == MAIN}
     assert named == {f"--config=configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+    for file, row in re.findall(r"^\| `(\w+\.py)` (.*)$", page.text, re.MULTILINE):
+        for variant in re.findall(r"`:([\w,]+)`", row):
+            parse_variant(file, variant)
+
+
+def parse_variant(file: str, variant: str) -> None:
+    before = ["--config.init_from=../low"] if "high" in variant else []  # whose encoder it keeps
+    parse_job([*MAIN, f"--config=configs/{file}:{variant}", "--workdir=w", *before])
 
 
 @pytest.mark.parametrize("command", commands_of(*PAGES, jobs=True))
@@ -147,9 +155,8 @@ def test_a_config_begins_with_its_command(path):
     job, _ = parse_job(command)
     assert f"configs/{path.name}" in command[3]
     named = re.findall(r"`:([\w,]+)`", path.read_text(encoding="utf-8"))
-    for variant in named:  # of this file or, where it says so, of another
-        before = ["--config.init_from=../low"] if "high" in variant else []  # whose encoder it keeps
-        parse_job([*MAIN, f"--config=configs/{path.name}:{variant}", "--workdir=w", *before])
+    for variant in named:
+        parse_variant(path.name, variant)
     for flag in re.findall(r"`--config\.([a-z_.]+)", path.read_text(encoding="utf-8")):
         assert_setting(flag, to_config_dict(job))
 
