@@ -64,8 +64,8 @@ setup(
         "tfds": ["tensorflow-cpu>=2.18"],
         # To look at the curves and pictures that a training writes, and to serve a model as a page.
         "demo": ["tensorboard>=2.18", "fastapi>=0.135", "uvicorn>=0.35"],
-        # The pages of the API.
-        "docs": ["pdoc>=15"],
+        # The pages of the API, for which all modules are imported.
+        "docs": ["pdoc>=15", "fastapi>=0.135", "uvicorn>=0.35"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
