@@ -162,10 +162,10 @@ case "$*" in
   *" describe "*) head -n 1 states; sed -i 1d states ;;
   *" ssh "*)
     for word in "$@"; do [[ "$word" != --command=* ]] || command="${word#--command=}"; done
-    mkdir -p ~/"$5"/venv/bin && cd ~/"$5" && touch venv/bin/activate && cp ~/sent.tgz loong_jax.tgz
+    mkdir -p ~/"$5"/venv/bin && cd ~/"$5" && touch venv/bin/activate
     ! rm ~/lost 2>/dev/null || exit 255
     bash -c "$command" ;;
-  *" scp "*) cp "$5" ~/sent.tgz ;;
+  *" scp "*) mkdir -p ~/"${6%%:*}" && cp "$5" ~/"${6%%:*}" ;;
 esac
 """
 
