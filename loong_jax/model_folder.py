@@ -67,15 +67,6 @@ def write_model(
     (folder / CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
-def read_job(folder: str | Path) -> LanguageModelJob:
-    """The training that made the model.
-
-    Raises:
-        ValueError: ``config.json`` is missing, or of something else.
-    """
-    return _read_config(Path(folder))[0]
-
-
 def read_model(folder: str | Path, mesh: Mesh) -> tuple[LanguageModelJob, Any, VideoTokenizer]:
     """The training that made the model, its float32 parameters on the mesh, and the tokenizer.
 

@@ -1,6 +1,5 @@
 """The public face: load a trained model, and turn prompts into videos."""
 
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -143,12 +142,11 @@ class Pipeline:
 
     def sampling_with(self, changes: dict) -> SamplingConfig:
         """The model's own settings with those that a user gives by name; unknown and impossible ones are errors."""
-        known = {field.name for field in dataclasses.fields(SamplingConfig)}
-        if changes.keys() - known:
-            name = sorted(changes.keys() - known)[0]
-            raise ValueError(f"{name} is not a sampling option: use {', '.join(sorted(known))}.")
+        own = vars(self.sampling)
+        if changes.keys() - own.keys():
+            name = sorted(changes.keys() - own.keys())[0]
+            raise ValueError(f"{name} is not a sampling option: use {', '.join(sorted(own))}.")
         plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in changes.items()}
-        own = {name: getattr(self.sampling, name) for name in known}
         return build(SamplingConfig, own | plain, "sampling")
 
     @functools.cached_property

@@ -48,7 +48,7 @@ def run_sample(job: SampleJob, workdir: Path) -> list[Path]:
 def sample_videos(pipe: pipeline.Pipeline, prompts: list[str], seed: int, sampling: SamplingConfig) -> np.ndarray:
     """One video per prompt, uint8 [prompts, frames, height, width, 3], with progress on the screen."""
     progress, parts = _Progress(pipe, len(prompts), sampling), []
-    for frames in pipe.stream(prompts, seed, **_options(sampling)):
+    for frames in pipe.stream(prompts, seed, **vars(sampling)):
         parts.append(frames)
         progress.add(frames.shape[1])
     progress.close()
@@ -66,7 +66,7 @@ def _sample_batch(
     job: SampleJob, pipe: pipeline.Pipeline, lines: list[str], stems: list[Path], seed: int, start: dict
 ) -> list[Path]:
     sampling = job.sampling.over(pipe.sampling)
-    prompts, options = [parse_prompt(line) for line in lines], _options(sampling)
+    prompts, options = [parse_prompt(line) for line in lines], vars(sampling)
     request = pipe.request(prompts, seed, **start, **options)
     begun = [None] * len(prompts) if request.start is None else list(request.start)
     origins = pipe.origins(prompts, seed, **options)
@@ -155,10 +155,6 @@ class _Progress:
 
     def close(self) -> None:
         self._report.close()
-
-
-def _options(sampling: SamplingConfig) -> dict:
-    return {name: getattr(sampling, name) for name in sampling.__dataclass_fields__}
 
 
 def _outputs(job: SampleJob) -> tuple[str, ...]:

@@ -34,7 +34,8 @@ def load_tree(path: str | Path, abstract: Any) -> Any:
     wanted = {_name(place): leaf for place, leaf in leaves}
     try:
         with safe_open(path, "numpy") as file:
-            _check(path, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, wanted)  # noqa: SIM118
+            names = file.keys()
+            _check(path, {name: tuple(file.get_slice(name).get_shape()) for name in names}, wanted)
             arrays = [_placed(file.get_tensor(name), leaf) for name, leaf in wanted.items()]
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}): copy or export it again.") from None

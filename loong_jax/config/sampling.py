@@ -121,8 +121,7 @@ class SamplingChanges:
 
     def over(self, own: SamplingConfig) -> SamplingConfig:
         """A model's own settings with these changes."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return dataclasses.replace(own, **{name: value for name, value in values.items() if value is not None})
+        return dataclasses.replace(own, **{name: value for name, value in vars(self).items() if value is not None})
 
 
 def by_frame(schedule: Schedule | IntSchedule) -> tuple:

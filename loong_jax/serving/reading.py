@@ -5,12 +5,11 @@ Nothing is compiled and no more is decoded than the limits allow.
 
 import base64
 import binascii
-import dataclasses
 import threading
 
 import numpy as np
 
-from loong_jax.config import MediaLimits, SamplingConfig, ServeJob, ServingLimits, require
+from loong_jax.config import MediaLimits, ServeJob, ServingLimits, require
 from loong_jax.pipeline import Pipeline
 from loong_jax.sampling.long_video import Request
 from loong_jax.serving.messages import VideoRequest
@@ -25,7 +24,7 @@ class RequestReader:
     """Reads requests for one model; safe to use from several threads, one of which reads at a time."""
 
     def __init__(self, pipe: Pipeline, job: ServeJob):
-        self._pipe, self._limits, self._defaults = pipe, job.limits, job.sampling.over(pipe.sampling)
+        self._pipe, self._limits, self._defaults = pipe, job.limits, vars(job.sampling.over(pipe.sampling))
         self._lock = threading.Lock()  # the pipeline keeps its compiled functions in a dictionary
 
     def __call__(self, asked: VideoRequest) -> Request:
@@ -43,16 +42,15 @@ class RequestReader:
         require(count <= limits.max_segments, "the number of texts", count, f"at most {limits.max_segments}")
         for text in [asked.prompt, asked.negative_prompt or "", *(change.prompt for change in asked.changes)]:
             self._check_text(text)
-        names = asked.model_fields_set & {field.name for field in dataclasses.fields(SamplingConfig)}
+        names = asked.model_fields_set & self._defaults.keys()
         chosen = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
-        seconds = chosen.get("seconds", self._defaults.seconds)
+        seconds = chosen.get("seconds", self._defaults["seconds"])
         require(seconds <= limits.max_seconds, "seconds", seconds, f"at most {limits.max_seconds:g} here")
         for change in asked.changes:
             require(change.second < seconds, "second", change.second, f"the video ends at {seconds:g}")
         script = [(0.0, asked.prompt), *((change.second, change.prompt) for change in asked.changes)]
         image = None if asked.image is None else _read_image(asked.image, self._pipe.frame_size, limits)
-        defaults = {field.name: getattr(self._defaults, field.name) for field in dataclasses.fields(SamplingConfig)}
-        return self._pipe.request(script, asked.seed, image=image, **defaults | chosen)
+        return self._pipe.request(script, asked.seed, image=image, **self._defaults | chosen)
 
     def _check_text(self, text: str) -> None:
         most = self._limits.max_prompt_length

@@ -11,7 +11,6 @@ import numpy as np
 
 from loong_jax import pipeline
 from loong_jax.config import ServeJob
-from loong_jax.config_dict import to_json_dict
 from loong_jax.pipeline import Pipeline
 from loong_jax.training.metrics import say
 
@@ -56,7 +55,7 @@ def run_serve(job: ServeJob, workdir: Path) -> None:
 
 def warm_up(pipe: Pipeline, job: ServeJob) -> None:
     """Compile what requests need: the first clip and the rounds after it, with and without guidance and image."""
-    options = to_json_dict(job.sampling.over(pipe.sampling))
+    options = vars(job.sampling.over(pipe.sampling))
     seconds = (pipe.generator.tokenizer.config.pixel_frames(pipe.generator.grid.frames) + 1) / pipe.fps
     image = np.zeros((pipe.frame_size, pipe.frame_size, 3), np.uint8)
     for scale, start in ((1.0, None), (2.0, None), (1.0, image)):

@@ -22,8 +22,8 @@ from loong_jax.weights_file import load_tree, save_tree
 
 # Latent frames and videos processed at once, where frames are small: for larger ones, fewer.
 _CHUNK, _ROWS = 16, 16
-_SETTINGS, _WEIGHTS = "tokenizer.json", "tokenizer.safetensors"
 _PIXELS = _ROWS * (1 + 4 * _CHUNK) * 32 * 32
+_SETTINGS, _WEIGHTS = "tokenizer.json", "tokenizer.safetensors"  # of a saved one
 
 
 class VideoTokenizer:

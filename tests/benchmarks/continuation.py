@@ -82,7 +82,7 @@ def run(model: str, results: Path, seconds: int, seeds: int, prompts: int) -> li
     for seed in range(seeds):
         for way, top_k in SETTINGS:
             sampling = dataclasses.replace(SAMPLING, seconds=seconds, continuation=way, top_k=top_k)
-            options = {name: getattr(sampling, name) for name in sampling.__dataclass_fields__}
+            options = vars(sampling)
             add(
                 {"way": way, "top_k": top_k, "seed": seed} | size,
                 lambda seed=seed, options=options: pipe.stream(texts, seed * prompts, **options),
