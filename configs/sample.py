@@ -1,16 +1,16 @@
 """Sample videos from a trained language model.
 
-    python -m loong_jax.main --config=configs/sample.py --workdir=runs/sample \
-        --config.model_path=../stage3 --config.prompt="a red 7 moves left" --config.sampling.seconds=60
+    python -m loong_jax.main --config=configs/sample.py --config.prompt="a red 7 moves left"
 
-`model_path` is the workdir of a language-model training, relative to the workdir. How its videos are best sampled is
-kept with it; `--config.sampling.temperature=1` and the like ask for something else. Several prompts are separated by
-"|", or are the lines of a file, `--config.prompts_file=FILE`, or of standard input, `--config.prompts_file=-`;
-`batch_size` of them are sampled together. `--config.image=FILE` is the first frame, or `--config.video=FILE` goes on.
-Writes `outputs` (an mp4, a gif and a contact sheet) per prompt to <workdir>/samples, as frames come, and the ids
-besides: the same command goes on where it was stopped, and `--config.decode=FILE_OR_FOLDER` makes videos of saved ids
-alone. In a prompt, "a red 7 @20s a blue 3" shows another text from second 20 on. `:debug` samples ten seconds from the
-workdir of `configs/stage3.py:debug`.
+The model is the one of moving digits that travels with the package, or `--config.model_path=../stage3`: the workdir of
+a language-model training, relative to the workdir, or a model folder. How its videos are best sampled is kept with it;
+`--config.sampling.temperature=1` and the like ask for something else. Several prompts are separated by "|", or are the
+lines of a file, `--config.prompts_file=FILE`, or of standard input, `--config.prompts_file=-`; `batch_size` of them are
+sampled together. `--config.image=FILE` is the first frame, or `--config.video=FILE` goes on. Writes `outputs` (an mp4,
+a gif and a contact sheet) per prompt to <workdir>/samples, as frames come, and the ids besides: the same command goes
+on where it was stopped, and `--config.decode=FILE_OR_FOLDER` makes videos of saved ids alone. In a prompt, "a red 7
+@20s a blue 3" shows another text from second 20 on. `:debug` samples ten seconds from the workdir of
+`configs/stage3.py:debug`.
 """
 
 import dataclasses
@@ -22,5 +22,5 @@ from loong_jax.config_dict import parse_variant, to_config_dict
 def get_config(variant: str = ""):
     job = SampleJob()
     if "debug" in parse_variant(variant, ("debug",)):
-        job = dataclasses.replace(job, sampling=SamplingChanges(seconds=10.0, top_k=20))
+        job = dataclasses.replace(job, model_path="../stage3", sampling=SamplingChanges(seconds=10.0, top_k=20))
     return to_config_dict(job)

@@ -1,9 +1,10 @@
 """Serve a trained language model: a page to sample videos on, and the same as an HTTP API.
 
-    python -m loong_jax.main --config=configs/serve.py --workdir=runs/serve --config.model_path=../demo/stage3
+    python -m loong_jax.main --config=configs/serve.py
 
-Then open http://127.0.0.1:8000. Needs `pip install -e ".[demo]"`. `model_path` is the workdir of a language-model
-training, relative to the workdir; `sampling` holds what a request does not say. One video is sampled at a time, the
+Then open http://127.0.0.1:8000. Needs `pip install -e ".[demo]"`. The model is the one of moving digits that travels
+with the package, or `--config.model_path=../stage3`: the workdir of a language-model training, relative to the workdir,
+or a model folder; `sampling` holds what a request does not say. One video is sampled at a time, the
 next ones wait in a queue of `limits.max_waiting`; past that the answer is "busy" (503, with Retry-After).
 `--config.host=0.0.0.0` opens it to other machines, and `--config.token_file=FILE` asks everyone for the secret in that
 file. Ctrl-C ends it.
@@ -30,5 +31,5 @@ from loong_jax.config_dict import parse_variant, to_config_dict
 def get_config(variant: str = ""):
     job = ServeJob()
     if "debug" in parse_variant(variant, ("debug",)):
-        job = dataclasses.replace(job, sampling=SamplingChanges(seconds=4.0, top_k=20))
+        job = dataclasses.replace(job, model_path="../stage3", sampling=SamplingChanges(seconds=4.0, top_k=20))
     return to_config_dict(job)

@@ -9,4 +9,4 @@ set -euo pipefail
 runs="${2:?usage: launch/one_machine.sh VIDEOS RUNS [SIZE] [FLAGS]}"
 launch/recipe.sh "$@"
 echo "== sample"
-exec python -m loong_jax.main --config=configs/sample.py --workdir="$runs/sample"
+exec python -m loong_jax.main --config=configs/sample.py --workdir="$runs/sample" --config.model_path=../stage3

@@ -60,8 +60,8 @@ def one_line(error: Exception) -> str:
 def check_arguments(arguments: list[str]) -> None:
     """Raise ConfigError where the config file cannot be had, or a setting is not in it or of another type."""
     given = _config_files(arguments)
-    if not given or not any(re.match("--?workdir", argument) for argument in arguments):
-        raise ConfigError("Both --config=configs/NAME.py and --workdir=DIR are needed.")
+    if not given:
+        raise ConfigError("--config=configs/NAME.py is needed.")
     [(first, _), *_], (_, file) = given, given[-1]
     values = load_config(file)
     for place, argument in enumerate(arguments):

@@ -1,6 +1,6 @@
 """The command line.
 
-    python -m loong_jax.main --config=configs/NAME.py[:variant] --workdir=DIR [--config.field=value ...]
+    python -m loong_jax.main --config=configs/NAME.py[:variant] [--workdir=DIR] [--config.field=value ...]
 
 Parses flags, turns the ConfigDict into a job, writes ``<workdir>/config.json`` and runs the job.
 """
@@ -22,7 +22,7 @@ from loong_jax.endings import Ended, Stopped
 from loong_jax.peers import together
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, e.g. configs/stage2.py:debug.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples: runs/NAME by default.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", True, "Join the job's other processes: see loong_jax/distributed.py.")
 
 
@@ -94,8 +94,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, but a mistake in the settings is one sentence rather than a traceback."""
     try:
         rest = flags.FLAGS(locate_config(argv))
-        if _CONFIG.value is None or _WORKDIR.value is None:
-            raise ValueError("Both --config=configs/NAME.py and --workdir=DIR are needed.")
+        if _CONFIG.value is None:
+            raise ValueError("--config=configs/NAME.py is needed.")
         _CONFIG.value.to_dict()  # a file that failed to load raises here, not when it was parsed
         return rest
     except Exception as error:  # of many types: a config file is code, and its settings are parsed in many ways
@@ -112,7 +112,7 @@ def _main(argv: list[str]) -> None:
         if _DISTRIBUTED.value and not isinstance(job, config.DoctorJob):  # which looks at one host
             distributed.connect()
         with together(job):
-            run_job(job, Path(_WORKDIR.value))
+            run_job(job, _workdir())
     except (ValueError, OSError) as error:
         if flags.FLAGS.pdb:
             raise
@@ -122,10 +122,15 @@ def _main(argv: list[str]) -> None:
 
         if flags.FLAGS.pdb or not out_of_memory.is_out_of_memory(error):
             raise
-        _fail(out_of_memory.explain(job, Path(_WORKDIR.value), error))
+        _fail(out_of_memory.explain(job, _workdir(), error))
     except Ended as end:  # all processes alike
         print(f"{distributed.process_label()}{end}", file=sys.stderr)
         sys.exit(end.exit_code)
+
+
+def _workdir() -> Path:
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem  # without its variant
+    return Path(_WORKDIR.value or f"runs/{name}")
 
 
 def _fail(message: str) -> None:

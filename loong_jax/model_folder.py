@@ -21,15 +21,29 @@ from loong_jax.config_dict import from_config_dict, to_json_dict
 from loong_jax.data.text import TextTokenizer
 from loong_jax.models import transformer
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
-from loong_jax.weights_file import load_tree, save_tree
+from loong_jax.weights_file import load_tree, rounded, save_tree
 
 CONFIG, WEIGHTS, CARD = "config.json", "language_model.safetensors", "README.md"
+PACKAGE = "package:"  # before the name of a model that travels with the package
+_PACKAGED = Path(__file__).parent / "assets"
 _FORMAT = "loong_jax 1"
 
 
 def is_model_folder(folder: str | Path) -> bool:
     """Whether it is one, and not the workdir of a training."""
     return (Path(folder) / WEIGHTS).exists()
+
+
+def packaged(name: str) -> Path:
+    """The folder of a model that travels with the package.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    names = sorted(path.parent.name for path in _PACKAGED.glob(f"*/{WEIGHTS}"))
+    if name not in names:
+        raise ValueError(f"{PACKAGE}{name} does not travel with loong_jax: there is {' and '.join(names)}.")
+    return _PACKAGED / name
 
 
 def write_model(
@@ -46,29 +60,30 @@ def write_model(
         folder: is made where there is none.
         job: the training that made it.
         params: of the transformer.
-        tokenizer: whose ids it was trained on; it is kept in float32, for its ids are to stay what they are.
-        dtype: of the language model's weights in the file, one of ``weights_file.DTYPES``.
+        tokenizer: whose ids it was trained on.
+        dtype: of the weights in the files, one of ``weights_file.DTYPES``; of the tokenizer only its decoder is kept
+            so, for ids are to stay what they are.
         text_ids: those that the model is to know; the embeddings of others are left out, and are zero when it is
             loaded. None: all.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder)
+    fingerprint = tokenizer.save(folder, dtype)
     kept = _kept(job, text_ids)
     tables = {"embedding": params["embedding"][kept], "head": params["head"][:, kept]}
-    save_tree(folder / WEIGHTS, {**params, **tables}, dtype)
+    save_tree(folder / WEIGHTS, rounded({**params, **tables}, dtype))
     described = {
         "format": _FORMAT,
         "job": to_json_dict(job),
-        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "tokenizer_fingerprint": fingerprint,
         "text_tokenizer_fingerprint": TextTokenizer().fingerprint,
         "text_ids": text_ids,
     }
     (folder / CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
-def read_model(folder: str | Path, mesh: Mesh) -> tuple[LanguageModelJob, Any, VideoTokenizer]:
-    """The training that made the model, its float32 parameters on the mesh, and the tokenizer.
+def read_model(folder: str | Path, mesh: Mesh) -> tuple[LanguageModelJob, Any, VideoTokenizer, list[int] | None]:
+    """The training that made the model, its float32 parameters on the mesh, the tokenizer, and the text ids it knows.
 
     Raises:
         ValueError: a file is missing or damaged, or is of another model than the others.
@@ -97,7 +112,8 @@ def read_model(folder: str | Path, mesh: Mesh) -> tuple[LanguageModelJob, Any, V
     embedding, head = (np.zeros(abstract[name].shape, np.float32) for name in ("embedding", "head"))
     embedding[kept], head[:, kept] = params["embedding"], params["head"]
     shardings = sharding.tree_shardings(mesh, abstract, transformer.logical_axes(job.model))
-    return job, jax.device_put(params | {"embedding": embedding, "head": head}, shardings), tokenizer
+    params = jax.device_put(params | {"embedding": embedding, "head": head}, shardings)
+    return job, params, tokenizer, described["text_ids"]
 
 
 def _kept(job: LanguageModelJob, text_ids: list[int] | None) -> np.ndarray:

@@ -18,7 +18,7 @@ from loong_jax.config import ConfigError, LanguageModelJob, MeshConfig, Sampling
 from loong_jax.config_dict import build, from_config_dict
 from loong_jax.data.text import TextTokenizer
 from loong_jax.hub import HUB, fetch
-from loong_jax.model_folder import is_model_folder, read_model
+from loong_jax.model_folder import PACKAGE, is_model_folder, packaged, read_model
 from loong_jax.models import transformer
 from loong_jax.sampling.long_video import Generator, Piece, Request, show
 from loong_jax.sampling.saved_ids import Origin, SavedIds
@@ -39,14 +39,21 @@ class Pipeline:
     for; ``job`` is the training that it comes from, ``params`` are the parameters, ``generator`` rolls videos out.
     """
 
-    def __init__(self, job: LanguageModelJob, params, tokenizer: VideoTokenizer, mesh: MeshConfig | None = None):
-        """Wrap a model; ``job`` is the training it comes from."""
+    def __init__(
+        self,
+        job: LanguageModelJob,
+        params,
+        tokenizer: VideoTokenizer,
+        mesh: MeshConfig | None = None,
+        text_ids: list[int] | None = None,
+    ):
+        """Wrap a model; ``job`` is the training it comes from, ``text_ids`` are those it knows (None: all)."""
         size = tokenizer.config.latent_size(job.data.frame_size)
         self.fps = job.data.fps
         self.frame_size = job.data.frame_size
         self.sampling = job.sampling
         self.job, self.params = job, params
-        self._text = TextTokenizer()
+        self._text, self._known = TextTokenizer(), None if text_ids is None else frozenset(text_ids)
         self.generator = Generator(
             model=job.model,
             params=params,
@@ -180,6 +187,12 @@ class Pipeline:
                 f"The prompt {_short(prompt)} has {len(ids)} text ids; the model reads the first {limit}.",
                 stacklevel=4,
             )
+        if self._known is not None and not self._known.issuperset(ids):
+            words = [word for word in prompt.split() if not self._known.issuperset(self._text.encode(word))]
+            warnings.warn(
+                f"The model takes no notice of {_short(' '.join(words))}: no text it was trained on has these words.",
+                stacklevel=4,
+            )
         return ids
 
     def _start(self, image, video, config: SamplingConfig, batch: int) -> np.ndarray | None:
@@ -249,11 +262,12 @@ def _short(value) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def load(folder: str | Path, mesh: MeshConfig | None = None) -> Pipeline:
+def load(folder: str | Path = "package:digits", mesh: MeshConfig | None = None) -> Pipeline:
     """The pipeline of a model folder, or of the newest checkpoint in the workdir of a language-model training.
 
     Args:
-        folder: also "hf:OWNER/NAME", a model folder on the Hugging Face Hub (needs the extra [hub]).
+        folder: also "hf:OWNER/NAME", a model folder on the Hugging Face Hub (needs the extra [hub]), and
+            "package:digits", the model of moving digits that travels with the package.
         mesh: how the model lies on the devices.
 
     Raises:
@@ -261,8 +275,8 @@ def load(folder: str | Path, mesh: MeshConfig | None = None) -> Pipeline:
     """
     workdir = found(folder)
     if is_model_folder(workdir):
-        job, params, tokenizer = read_model(workdir, sharding.make_mesh(mesh or MeshConfig()))
-        return Pipeline(job, params, tokenizer, mesh)
+        job, params, tokenizer, text_ids = read_model(workdir, sharding.make_mesh(mesh or MeshConfig()))
+        return Pipeline(job, params, tokenizer, mesh, text_ids)
     job, tokenizer = _load_job_and_tokenizer(workdir)
     _, abstract = transformer.abstract_params(job.model)
     shardings = sharding.tree_shardings(
@@ -280,12 +294,14 @@ def load_tokenizer(folder: str | Path) -> VideoTokenizer:
 
 
 def found(folder: str | Path, workdir: Path = Path()) -> Path:
-    """Where a model is: "hf:OWNER/NAME" is fetched, a folder is relative to ``workdir``.
+    """Where a model is: "hf:OWNER/NAME" is fetched, "package:NAME" is here, a folder is relative to ``workdir``.
 
     Raises:
-        ValueError: the hub does not give it.
+        ValueError: the hub does not give it, or the package does not have it.
     """
     text = str(folder)
+    if text.startswith(PACKAGE):
+        return packaged(text.removeprefix(PACKAGE))
     return fetch(text.removeprefix(HUB)) if text.startswith(HUB) else (workdir / folder).resolve()
 
 

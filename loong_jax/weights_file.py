@@ -12,12 +12,18 @@ from safetensors.numpy import save_file
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
-def save_tree(path: str | Path, tree: Any, dtype: str, metadata: dict[str, str] | None = None) -> None:
-    """Write a tree of floating arrays, kept as ``dtype``, one of ``DTYPES``."""
+def rounded(tree: Any, dtype: str) -> Any:
+    """A tree of floating arrays as NumPy arrays of ``dtype``, one of ``DTYPES``."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(DTYPES[dtype]), tree)
+
+
+def save_tree(path: str | Path, tree: Any) -> None:
+    """Write a tree of arrays, each in its dtype; whoever may read the folder may read the file."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    tensors = {_name(place): np.ascontiguousarray(np.asarray(leaf).astype(DTYPES[dtype])) for place, leaf in leaves}
+    tensors = {_name(place): np.ascontiguousarray(np.asarray(leaf)) for place, leaf in leaves}
     temporary = Path(path).with_suffix(".partial")
-    save_file(tensors, temporary, metadata=metadata)
+    save_file(tensors, temporary)
+    temporary.chmod(temporary.parent.stat().st_mode & 0o666)  # safetensors keeps its files to their owner
     temporary.replace(path)
 
 

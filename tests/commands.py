@@ -23,6 +23,7 @@ from loong_jax.config import (
     TokenizerJob,
 )
 from loong_jax.config_dict import from_config_dict
+from loong_jax.model_folder import PACKAGE
 
 MAIN = ["python", "-m", "loong_jax.main"]
 
@@ -56,8 +57,8 @@ def parse_job(command: list[str]):
     with mock.patch.object(sys, "argv", command[2:]):  # where ml_collections looks for overrides
         rest = values(command[2:])
     assert rest == command[2:3], f"{rest[1:]} are no flags"
-    assert workdir.value, f"no --workdir in {shlex.join(command)}"
-    return from_config_dict(config.value), Path(workdir.value)
+    name = Path(config_flags.get_config_filename(values["config"])).stem
+    return from_config_dict(config.value), Path(workdir.value or f"runs/{name}")
 
 
 def trained_by(job, workdir: Path) -> dict[Path, TokenizerJob | LanguageModelJob]:
@@ -85,7 +86,7 @@ def check_order(commands: list[list[str]]) -> None:
             needed["model_path"] = job.model_path
         found = {}
         for field, path in needed.items():
-            if path:
+            if path and not path.startswith(PACKAGE):
                 place = Path(os.path.normpath(workdir / path))
                 assert place in trained, f"{shlex.join(command)}: nothing before it trains {field} {place}"
                 found[field] = trained[place]

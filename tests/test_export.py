@@ -112,6 +112,22 @@ def test_a_saved_tokenizer_stands_alone(pipe, tmp_path):
     np.testing.assert_array_equal(loaded.encode(video), pipe.generator.tokenizer.encode(video))
 
 
+def test_a_rounded_decoder_leaves_the_ids(pipe, tmp_path):
+    whole = pipe.generator.tokenizer
+    said = whole.save(tmp_path, "float16")
+    small = VideoTokenizer.load(tmp_path)
+    assert small.fingerprint == said != whole.fingerprint
+    for part in ("encoder", "quantizer"):
+        jax.tree.map(np.testing.assert_array_equal, small.params[part], whole.params[part])
+    right = jax.tree.map(lambda x: np.asarray(x).astype(np.float16).astype(np.float32), whole.params["decoder"])
+    jax.tree.map(np.testing.assert_array_equal, small.params["decoder"], right)
+
+
+def test_whoever_may_read_the_folder_may_read_its_files(exported):
+    allowed = exported.stat().st_mode & 0o666
+    assert all(file.stat().st_mode & 0o666 == allowed for file in exported.glob("*.safetensors"))
+
+
 def change(**changes):
     def damage(folder):
         values = json.loads((folder / "config.json").read_text())

@@ -68,7 +68,7 @@ TOKENIZER = "--config=configs/tokenizer.py:debug"
         (["--config=configs"], "There is no config file configs; there are: configs/check_data.py,"),
         (["--config=configs/tokenizer.py:dbug"], "the config's variant='dbug' is not possible: choose one of 'debug',"),
         (["--config=configs/sample.py", "--config.sampling.top_k=(4,2)", "--config.sed=1"], "--config.sed is not"),
-        ([], "Both --config=configs/NAME.py and --workdir=DIR are needed."),
+        ([], "--config=configs/NAME.py is needed."),
     ],
 )
 def test_what_is_wrong_with_the_arguments(arguments, said, monkeypatch):

@@ -83,6 +83,7 @@ def test_the_wheel_holds_the_package_alone(wheel):
     assert {name.split("/")[0] for name in names} == {"loong_jax", f"loong_jax-{loong_jax.__version__}.dist-info"}
     package = ROOT / "loong_jax"
     wanted = [*package.rglob("*.py"), *(package / "serving" / "page").iterdir(), *package.glob("assets/*.*")]
+    wanted += (package / "assets" / "digits").iterdir()
     assert files == {str(path.relative_to(package)) for path in wanted} | {f"configs/{name}" for name in CONFIGS}
 
 

@@ -29,7 +29,12 @@ MODEL = LanguageModelJob(
     data=DataConfig(frame_size=32, num_frames=17, max_text_ids=8),
 )
 # 43 frames: rounds of 5, 3, 3 and 1 latent frames.
-JOB = SampleJob(prompt="a red 7 @4s a blue 3", outputs="mp4|frames|sheet", sampling=SamplingChanges(seconds=43 / 6.5))
+JOB = SampleJob(
+    model_path="../stage3",
+    prompt="a red 7 @4s a blue 3",
+    outputs="mp4|frames|sheet",
+    sampling=SamplingChanges(seconds=43 / 6.5),
+)
 
 
 @pytest.fixture(scope="module")

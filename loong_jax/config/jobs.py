@@ -128,7 +128,7 @@ class SampleJob:
 
     task: str = "sample"
     seed: int = 0
-    model_path: str = "../stage3"  # workdir of a language-model training, relative to this workdir
+    model_path: str = "package:digits"  # or the workdir of a language-model training, relative to this workdir
     prompt: str = "a red 7 moves left"  # several prompts: separate them with "|"
     prompts_file: str = ""  # instead: a text file with a prompt on each line, or "-" for standard input
     batch_size: int = 8  # prompts that are sampled together
@@ -240,7 +240,7 @@ class ExportJob:
     task: str = "export"
     model_path: str = "../stage3"  # workdir of a language-model training, relative to this workdir, or a model folder
     format: str = "loong"  # or "llama": a LlamaForCausalLM of transformers, without the tokenizer
-    dtype: str = "float32"  # of the language model's weights in the file; also "bfloat16" and "float16"
+    dtype: str = "float32"  # of the weights in the files but those that ids depend on; also "bfloat16" and "float16"
     texts_file: str = ""  # file with a text a line: the embeddings of other words are left out
     llama_weights: str = ""  # folder of a LlamaForCausalLM, whose weights take the place of the training's
     upload: str = ""  # OWNER/NAME on the Hugging Face Hub, where the folder goes besides; needs the extra [hub]

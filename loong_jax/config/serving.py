@@ -33,7 +33,7 @@ class ServeJob:
     """Serve a trained language model: a page to sample videos on, and an HTTP API."""
 
     task: str = "serve"
-    model_path: str = "../stage3"  # workdir of a language-model training, relative to this workdir
+    model_path: str = "package:digits"  # or the workdir of a language-model training, relative to this workdir
     host: str = "127.0.0.1"  # this machine alone; "0.0.0.0": every network that it is in
     port: int = 8000  # 0: any that is free
     token_file: str = ""  # file with a secret that every request must bring; empty: none is asked for

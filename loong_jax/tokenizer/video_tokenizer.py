@@ -18,7 +18,7 @@ from loong_jax.config_dict import build, from_config_dict, to_json_dict
 from loong_jax.tokenizer.autoencoder import abstract_autoencoder, init_params
 from loong_jax.tokenizer.input_checks import check_ids, check_video
 from loong_jax.tokenizer.tiling import Tiling
-from loong_jax.weights_file import load_tree, save_tree
+from loong_jax.weights_file import load_tree, rounded, save_tree
 
 # Latent frames and videos processed at once, where frames are small: for larger ones, fewer.
 _CHUNK, _ROWS = 16, 16
@@ -64,12 +64,19 @@ class VideoTokenizer:
         folder = Path(folder)
         return _read_saved(folder) if (folder / _SETTINGS).exists() else _read_training(folder)
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer.safetensors``, float32, from which ``load`` makes the same."""
+    def save(self, folder: str | Path, decoder_dtype: str = "float32") -> str:
+        """Write ``tokenizer.json`` and ``tokenizer.safetensors``, float32, from which ``load`` makes the same.
+
+        Its decoder, which no id depends on, is rounded to ``decoder_dtype``, one of ``weights_file.DTYPES``. Returns
+        the fingerprint of what ``load`` makes.
+        """
+        decoder = rounded(self.params["decoder"], decoder_dtype)
+        kept = VideoTokenizer(self.config, self.params | {"decoder": rounded(decoder, "float32")}, self.frame_size)
+        save_tree(Path(folder) / _WEIGHTS, self.params | {"decoder": decoder})
         settings = {"tokenizer": to_json_dict(self.config), "frame_size": self.frame_size}
-        save_tree(Path(folder) / _WEIGHTS, self.params, "float32")
-        text = json.dumps(settings | {"fingerprint": self.fingerprint}, indent=1)
+        text = json.dumps(settings | {"fingerprint": kept.fingerprint}, indent=1)
         (Path(folder) / _SETTINGS).write_text(text + "\n", encoding="utf-8")
+        return kept.fingerprint
 
     def on(self, device: jax.Device) -> "VideoTokenizer":
         """This tokenizer with its parameters on ``device``, where it then encodes and decodes."""
