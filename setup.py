@@ -76,6 +76,10 @@ setup(
             "build>=1.2",
             "setuptools>=77",
             "pyyaml>=6.0",
+            # What runs the notebook.
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
             # What serves a model, and clients of it; playwright drives the Chromium of the machine.
             "fastapi>=0.135",
             "uvicorn>=0.35",

@@ -98,3 +98,12 @@ print(json.dumps([config_dict.__file__, [job.task for job in jobs]]))
 """
     path, tasks = json.loads(run(unpacked, tmp_path, "-c", code, *CONFIGS))
     assert Path(path).is_relative_to(unpacked) and len(tasks) == 2 * len(CONFIGS)
+
+
+@pytest.mark.slow
+def test_the_wheel_samples_from_the_model_that_it_brings(unpacked, tmp_path):
+    settings = ["--config=configs/sample.py", "--config.sampling.seconds=10", "--config.outputs=mp4"]
+    printed = run(unpacked, tmp_path, "-m", "loong_jax.main", *settings)
+    [video] = (tmp_path / "runs" / "sample" / "samples").glob("*.mp4")
+    assert f"wrote {video.relative_to(tmp_path)}" in printed
+    assert loong_jax.read_video(video).shape[0] == 65
