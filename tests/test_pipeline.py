@@ -162,6 +162,7 @@ def test_a_text_holds_from_its_second_on(pipe):
     np.testing.assert_allclose(both[0].astype(int), video.astype(int), atol=1)
 
 
+@pytest.mark.slow
 def test_of_several_candidates_the_likeliest_is_kept(pipe):
     """Against each candidate by itself, scored by the model's forward pass of the whole clip; with guidance."""
     options = dict(seconds=CLIP, temperature=1.5, guidance_scale=2.0)

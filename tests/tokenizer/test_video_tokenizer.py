@@ -84,7 +84,10 @@ def test_missing_frames_repeat_the_last_one_and_are_cut_off_again(tokenizer, fra
             tokenizer.decode(ids, wrong)
 
 
-@pytest.mark.parametrize("sizes", [[1] * 23, [2, 3, 18], [23], [7, 16]], ids=str)
+ONE_BY_ONE = pytest.param([1] * 23, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("sizes", [ONE_BY_ONE, [2, 3, 18], [23], [7, 16]], ids=str)
 def test_a_stream_in_pieces_of_any_size_is_the_whole(tokenizer, sizes):
     """One frame at a time, and sizes that no chunk of the model has."""
     video = random_video(23)
@@ -115,6 +118,7 @@ def test_the_last_frames_are_decoded_from_their_ids_and_what_was_remembered(toke
     np.testing.assert_allclose(last.astype(int), tokenizer.decode(ids)[:, -8:].astype(int), atol=1)
 
 
+@pytest.mark.slow
 def test_frames_larger_than_those_trained_on_are_cut_into_tiles_that_join_unseen(tokenizer):
     tiled = VideoTokenizer(DEBUG_TOKENIZER, tokenizer.params, frame_size=32)
     rng = np.random.default_rng(0)

@@ -63,7 +63,7 @@ def softplus(x):
     return np.log1p(np.exp(x))
 
 
-@pytest.mark.parametrize("kind", ["non_saturating", "hinge"])
+@pytest.mark.parametrize("kind", [pytest.param("non_saturating", marks=pytest.mark.slow), "hinge"])
 def test_losses_by_hand(kind, clips):
     game = adversary(adversarial=kind, lecam_weight=3.0)
     state = game.init(jax.random.key(1))
