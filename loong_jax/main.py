@@ -156,22 +156,8 @@ def _with_huge_pages() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
-def _in_order() -> None:
-    """Have several CPU devices of one process start a program's collectives in one order.
-
-    XLA sorts them for concurrency, and devices whose program comes out of the compilation cache may then wait for each
-    other at different ones for ever.
-    """
-    setting = "--xla_cpu_enable_concurrency_optimized_scheduler"
-    flags_of_xla = os.environ.get("XLA_FLAGS", "")
-    is_one = os.environ.get("JAX_NUM_CPU_DEVICES", "1") == "1" and "host_platform_device_count" not in flags_of_xla
-    if not is_one and setting not in flags_of_xla:
-        os.environ["XLA_FLAGS"] = f"{flags_of_xla} {setting}=false".strip()
-
-
 def run() -> None:
     """Entry point."""
-    _in_order()
     _with_huge_pages()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of what a shell starts in the background
         signal.signal(signal.SIGINT, _end)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from loong_jax.config import ConfigError, MeshConfig
@@ -37,6 +38,8 @@ LogicalAxes = tuple[str | None, ...]
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     """Build the four-axis mesh over ``devices`` (all of them by default), which may be of several slices.
 
+    Several CPU devices compile all programs themselves from then on, with no compilation cache.
+
     Raises:
         ConfigError: the axis sizes do not multiply to the number of devices, or do not fit their slices.
     """
@@ -57,10 +60,24 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
             f"mesh.num_slices={config.num_slices} is not possible: the {len(devices)} devices are of {num_slices} "
             f"slices; set --config.mesh.num_slices={num_slices}, or 0 for as many as there are."
         )
+    if len(devices) > 1 and devices[0].platform == "cpu":
+        _compile_anew()
     types = (AxisType.Auto,) * 4
     if num_slices == 1:
         return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types, devices=devices)
     return Mesh(_grid_of_slices(sizes, num_slices, devices), MESH_AXES, axis_types=types)
+
+
+def _compile_anew() -> None:
+    """Turn JAX's compilation cache off.
+
+    A program out of it has lost the order of collectives inside its loops and branches against those outside (each
+    sequence of XLA's thunks gets a communicator resource of its own when it is read), so CPU devices, which all
+    start what is ready, may wait for each other at different ones for ever.
+    """
+    if jax.config.jax_enable_compilation_cache:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # or the first answer, whether there is a cache, would stand
 
 
 def count_slices(devices: list) -> int:

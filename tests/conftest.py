@@ -11,15 +11,8 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "loong_jax_tests"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-# Most of the time goes into compiling what runs once: few of LLVM's optimizations are worth their time here. And
-# collectives of several CPU devices start in one order, as main has it.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_backend_optimization_level=1",
-        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-    ]
-)
+# Most of the time goes into compiling what runs once: few of LLVM's optimizations are worth their time here.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as main asks for; read by the workers, not here
 
 import jax  # noqa: E402

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from loong_jax import main
 from loong_jax.command_line import explain, locate_config, one_line
 from loong_jax.config import ConfigError
 
@@ -136,30 +135,3 @@ main.run()
     command = [sys.executable, "-c", f"import signal; signal.signal(2, signal.default_int_handler){code}"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (75, "interrupted: the same command goes on.\n")
-
-
-@pytest.mark.parametrize(
-    ("count", "given", "wanted"),
-    [
-        (None, "", ""),
-        ("1", "--x=1", "--x=1"),
-        ("8", "", "--xla_cpu_enable_concurrency_optimized_scheduler=false"),
-        (
-            None,
-            "--xla_force_host_platform_device_count=4",
-            "--xla_force_host_platform_device_count=4 --xla_cpu_enable_concurrency_optimized_scheduler=false",
-        ),
-        (
-            "8",
-            "--xla_cpu_enable_concurrency_optimized_scheduler=true",
-            "--xla_cpu_enable_concurrency_optimized_scheduler=true",
-        ),
-    ],
-)
-def test_several_cpu_devices_start_collectives_in_one_order(count, given, wanted, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", given)
-    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
-    if count:
-        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", count)
-    main._in_order()
-    assert os.environ["XLA_FLAGS"] == wanted

@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType
 
 from loong_jax import sharding
@@ -66,3 +68,26 @@ def test_a_mesh_that_does_not_fit_the_slices(config, said):
 def test_one_process_reads_whole_batches(make_mesh):
     for mesh in (make_mesh(data=2, fsdp=4), make_mesh(tensor=8), make_mesh(sequence=2)):
         assert sharding.batch_share(mesh) == (0, 1)
+
+
+@pytest.fixture
+def compilation_cache_folder(tmp_path):
+    """JAX's compilation cache, on and empty; afterwards it is as it was."""
+    before = {name: getattr(jax.config, name) for name in ("jax_enable_compilation_cache", "jax_compilation_cache_dir")}
+    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compilation_cache.reset_cache()
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_several_cpu_devices_leave_the_compilation_cache_alone(compilation_cache_folder, make_mesh):
+    """Programs that come out of it may wait for ever there."""
+    make_mesh(fsdp=1)
+    jax.jit(lambda x: x + 1)(np.ones(3)).block_until_ready()
+    [cached] = compilation_cache_folder.glob("*-cache")
+    make_mesh(fsdp=2)
+    jax.jit(lambda x: x + 2)(np.ones(3)).block_until_ready()
+    assert list(compilation_cache_folder.glob("*-cache")) == [cached]

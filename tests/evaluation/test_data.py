@@ -53,6 +53,7 @@ def test_a_source_without_one_good_medium(tmp_path):
         check_data(CheckDataJob(data=data), tmp_path / "check")
 
 
+@pytest.mark.slow
 def test_with_a_tokenizer_the_picture_shows_what_the_ids_keep(tmp_path):
     data = DataConfig(frame_size=32, num_frames=5)
     train = TrainConfig(num_steps=1, batch_size=8, log_every=1, checkpoint_every=1, eval_every=1, eval_batches=1)

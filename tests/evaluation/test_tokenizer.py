@@ -84,6 +84,7 @@ def test_the_evaluations_of_a_training_have_every_metric(trained):
     assert (folder / "tokenizer" / "samples" / "reconstruction.mp4").exists()
 
 
+@pytest.mark.slow
 def test_a_collapsing_codebook_is_said_in_the_log(tmp_path, capsys):
     quantizer = dataclasses.replace(DEBUG_TOKENIZER.quantizer, clustering=False, dead_after=1, usage_alarm=1.0)
     tokenizer = dataclasses.replace(DEBUG_TOKENIZER, quantizer=quantizer)

@@ -47,10 +47,13 @@ COMMANDS = {
 }
 
 
-def start(workdir: Path, kind: str, *settings: str, num_devices: int = 2, num_processes: int = 1) -> list:
-    """The processes of one training, which share its devices; what they say goes to ``<workdir>.log``."""
+def start(workdir: Path, kind: str, *settings: str, num_devices: int = 0, num_processes: int = 1) -> list:
+    """The processes of one training, a device each or sharing its devices; what they say goes to ``<workdir>.log``.
+
+    Programs of one device come out of the compilation cache when a training starts again.
+    """
     environment = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
-    environment["JAX_NUM_CPU_DEVICES"] = str(num_devices // num_processes)
+    environment["JAX_NUM_CPU_DEVICES"] = str(max(1, num_devices // num_processes))
     if num_processes > 1:
         with socket.create_server(("127.0.0.1", 0)) as free:
             environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free.getsockname()[1]}"

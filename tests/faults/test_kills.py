@@ -20,6 +20,7 @@ KILLS = int(os.environ.get("LOONG_KILLS", 3))
 SOAK_SECONDS = float(os.environ.get("LOONG_SOAK_SECONDS", 45))
 EVERY_SECONDS = 20  # of the soak
 NUM_STEPS = 8 * KILLS
+DEVICES = {"language_model": 2, "tokenizer": 1}
 DEMO_STEPS = int(0.1 * SOAK_SECONDS)  # of each of its trainings; with the faults, all of them take about as long
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ def unbroken(tmp_path_factory):
     @functools.cache
     def train(kind):
         workdir = tmp_path_factory.mktemp(kind) / "unbroken"
-        finish(start(workdir, kind, f"--config.train.num_steps={NUM_STEPS}"), workdir)
+        finish(start(workdir, kind, f"--config.train.num_steps={NUM_STEPS}", num_devices=DEVICES[kind]), workdir)
         return workdir
 
     return train
@@ -44,7 +45,7 @@ def test_killed_at_random_moments(kind, unbroken, tmp_path):
     workdir, rng = tmp_path / "killed", random.Random(0)
     at_work, in_save = 0, 0
     for kill in range(KILLS):
-        [process] = start(workdir, kind, f"--config.train.num_steps={NUM_STEPS}")
+        [process] = start(workdir, kind, f"--config.train.num_steps={NUM_STEPS}", num_devices=DEVICES[kind])
         if rng.random() < 0.25:
             time.sleep(rng.uniform(0, 10))
         else:
@@ -55,7 +56,7 @@ def test_killed_at_random_moments(kind, unbroken, tmp_path):
         in_save += any((workdir / "checkpoints").glob("*.partial*"))
     print(f"{kind}: killed {KILLS} times, {at_work} of them at work, and {in_save} while it saved")
     assert 2 * at_work > KILLS
-    finish(start(workdir, kind, f"--config.train.num_steps={NUM_STEPS}"), workdir)
+    finish(start(workdir, kind, f"--config.train.num_steps={NUM_STEPS}", num_devices=DEVICES[kind]), workdir)
     assert_same_run(workdir, unbroken(kind))
 
 
@@ -64,7 +65,7 @@ def test_a_storm_of_signals(unbroken, tmp_path):
     workdir, rng = tmp_path / "storm", random.Random(1)
     codes = []
     for count in (1, 20):
-        [process] = start(workdir, "language_model", f"--config.train.num_steps={NUM_STEPS}")
+        [process] = start(workdir, "language_model", f"--config.train.num_steps={NUM_STEPS}", num_devices=2)
         if wait_for_step(process, workdir, last_step(workdir) + 2):
             for _ in range(count):
                 process.send_signal(rng.choice([signal.SIGTERM, signal.SIGINT]))
@@ -72,7 +73,7 @@ def test_a_storm_of_signals(unbroken, tmp_path):
         codes.append(process.wait(600))
     assert codes[0] == 75 and codes[1] in (75, 128 + signal.SIGTERM, 128 + signal.SIGINT)
     assert "stopped after" in log_of(workdir).read_text() and "Traceback" not in log_of(workdir).read_text()
-    finish(start(workdir, "language_model", f"--config.train.num_steps={NUM_STEPS}"), workdir)
+    finish(start(workdir, "language_model", f"--config.train.num_steps={NUM_STEPS}", num_devices=2), workdir)
     assert_same_run(workdir, unbroken("language_model"))
 
 

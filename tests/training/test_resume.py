@@ -57,7 +57,10 @@ def records(workdir):
     return [{name: value for name, value in line.items() if not MEASURED.search(name)} for line in lines]
 
 
-@pytest.mark.parametrize(("train", "job"), [(train_tokenizer, TOKENIZER_JOB), (train_language_model, MODEL_JOB)])
+@pytest.mark.parametrize(
+    ("train", "job"),
+    [pytest.param(train_tokenizer, TOKENIZER_JOB, marks=pytest.mark.slow), (train_language_model, MODEL_JOB)],
+)
 def test_resumed_is_unbroken_bit_for_bit(train, job, tmp_path):
     workdir = tmp_path / "run"
     unbroken = parameters(train(job, workdir)), records(workdir)
@@ -67,6 +70,7 @@ def test_resumed_is_unbroken_bit_for_bit(train, job, tmp_path):
     assert unbroken[1] == resumed[1]
 
 
+@pytest.mark.slow
 def test_a_stage_starts_from_the_one_before_on_another_mesh(tmp_path):
     first = train_language_model(dataclasses.replace(MODEL_JOB, mesh=MeshConfig(fsdp=8)), tmp_path / "stage1")
     frozen = OptimizerConfig(learning_rate=1e-12, warmup_steps=0, weight_decay=0.0)
