@@ -3,11 +3,11 @@
     python -m loong_jax.main --config=configs/estimate.py --workdir=runs/estimate \
         --config.target=v5p:4x4x4 --config.experiment=stage3:7b
 
-Needs `pip install -e ".[tpu]"` for the TPU compiler, and no TPU; minutes for each batch size. Prints, for one device,
-the memory of parameters, optimizer and work, the bytes of each kind of collective, and what step time the chip's rates
-allow at best; writes results.json. `--config.step=sampling` compiles the decoding loop, `--config.target=cpu` asks the
-compiler of this machine; `--config.mesh`, `.remat`, `.attention` and `.length` change the experiment. `:debug` compiles
-a tiny model.
+Needs `pip install "loong_jax[tpu]"` for the TPU compiler, and no TPU; minutes for each batch size. Prints, for one
+device, the memory of parameters, optimizer and work, the bytes of each kind of collective, and what step time the
+chip's rates allow at best; writes results.json. `--config.step=sampling` compiles the decoding loop,
+`--config.target=cpu` asks the compiler of this machine; `--config.mesh`, `.remat`, `.attention` and `.length` change
+the experiment. `:debug` compiles a tiny model.
 """
 
 from pathlib import Path

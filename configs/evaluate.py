@@ -13,9 +13,9 @@ where videos of the same name are pairs, and of a tokenizer, with the use of its
 amount of motion; CLIPSIM with your CLIP (--config.clip_path=DIR); digits, colors and directions where texts are of the
 moving digits, as "a red 7 moves left".
 
-FVD and LPIPS need `pip install -e ".[eval]"`, or --config.measure_fvd=False --config.measure_lpips=False. On two CPU
-cores FVD takes two seconds for a clip, of which every ten seconds of each video are one. `:debug` measures two small
-clips.
+FVD and LPIPS need `pip install "loong_jax[eval]"`, or --config.measure_fvd=False --config.measure_lpips=False. On two
+CPU cores FVD takes two seconds for a clip, of which every ten seconds of each video are one. `:debug` measures two
+small clips.
 """
 
 from loong_jax.config import DataConfig, EvaluateJob

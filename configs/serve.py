@@ -2,10 +2,10 @@
 
     python -m loong_jax.main --config=configs/serve.py
 
-Then open http://127.0.0.1:8000. Needs `pip install -e ".[demo]"`. The model is the one of moving digits that travels
-with the package, or `--config.model_path=../stage3`: the workdir of a language-model training, relative to the workdir,
-or a model folder; `sampling` holds what a request does not say. One video is sampled at a time, the
-next ones wait in a queue of `limits.max_waiting`; past that the answer is "busy" (503, with Retry-After).
+Then open http://127.0.0.1:8000. Needs `pip install "loong_jax[demo]"`. The model is the one of moving digits that
+travels with the package, or `--config.model_path=../stage3`: the workdir of a language-model training, relative to the
+workdir, or a model folder; `sampling` holds what a request does not say. One video is sampled at a time, the next ones
+wait in a queue of `limits.max_waiting`; past that the answer is "busy" (503, with Retry-After).
 `--config.host=0.0.0.0` opens it to other machines, and `--config.token_file=FILE` asks everyone for the secret in that
 file. Ctrl-C ends it.
 

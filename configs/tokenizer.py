@@ -5,7 +5,7 @@
 
 Without the last line it trains on the embedded moving digits. Writes checkpoints, pictures of held-out clips over their
 reconstructions, metrics.jsonl and TensorBoard logs to the workdir; the same command resumes. The perceptual loss needs
-`pip install -e ".[eval]"`. Begin with single frames, `:image`, and go on with clips by
+`pip install "loong_jax[eval]"`. Begin with single frames, `:image`, and go on with clips by
 `--config.init_from=../NAME_OF_ITS_WORKDIR`. Cheaper (VidTok, arXiv 2412.13061): `:low` trains at 64x64, then `:high`
 with `--config.init_from` trains the decoder alone at 128x128. `:small` is a small model at 64x64 for ten minutes of 2
 CPU cores, half of them for `:small,image`; it has squared error alone, `:small,gan` adds the other losses and

@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,15 +28,15 @@ from loong_jax.evaluation.report import write_report
 
 _GIB = 2**30
 _PROGRAMS = ("tokenizer", "language_model", "sampler")
-_REINSTALL = "install again in a fresh environment: pip install -e ."
+_REINSTALL = "install loong_jax again in a fresh environment"
 # What is known of messages, and what helps; the first that is found in a message is given.
 _MENDS = {
     r"No space left": "free space on that disk, or give a --workdir elsewhere",
     r"Read-only|Permission denied": "give a --workdir where this user may write",
     r"jaxlib version|incompatible with jax": 'install matching versions: pip install -U "jax" "jaxlib"',
     r"already in use|in use by process|device or resource busy": "end the other process that holds the device",
-    r"CUDA_ERROR|no supported devices|cuDNN|CUDNN": 'see that nvidia-smi works, then pip install -e ".[cuda]"',
-    r"libtpu|TPU": 'see that this host has its TPU to itself, then pip install -e ".[tpu]"',
+    r"CUDA_ERROR|no supported devices|cuDNN|CUDNN": 'see that nvidia-smi works, then pip install "loong_jax[cuda]"',
+    r"libtpu|TPU": 'see that this host has its TPU to itself, then pip install "loong_jax[tpu]"',
     r"RESOURCE_EXHAUSTED|[Oo]ut of memory|SIGKILL": "end other processes that use the memory of host and devices",
     r"No module named|cannot import": _REINSTALL,
     r"no decoder|H\.264": "install PyAV from its wheel, which has them: pip install --force-reinstall av",
@@ -138,7 +139,7 @@ def _judge_devices(found: str) -> Finding:
         for path, extra in (("/dev/nvidia0", "cuda"), ("/dev/accel0", "tpu"), ("/dev/vfio/0", "tpu")):
             if Path(path).exists():
                 what = f"{found}; {path} is there, but JAX does not use it"
-                return Finding("devices", "warning", what, f'pip install -e ".[{extra}]", and unset JAX_PLATFORMS')
+                return Finding("devices", "warning", what, f'pip install "loong_jax[{extra}]", and unset JAX_PLATFORMS')
     return Finding("devices", "ok", found)
 
 
@@ -148,19 +149,19 @@ def _python(job: DoctorJob, workdir: Path) -> tuple[str, str, str]:
 
 def _packages(job: DoctorJob, workdir: Path) -> tuple[str, str, str]:
     """Every requirement of setup.py against what is installed."""
-    found, wrong = [], []
+    found, wrong = [], {}
     for requirement in _requirements():
         name, _, least = requirement.partition(">=")
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            wrong.append(f"{name} is missing")
+            wrong[requirement] = f"{name} is missing"
             continue
         found.append(f"{name} {version}")
         if _number(version) < _number(least):
-            wrong.append(f"{name} is {version}, and {least} is needed")
+            wrong[requirement] = f"{name} is {version}, and {least} is needed"
     if wrong:
-        return "broken", "; ".join(wrong), "pip install -U -e ."
+        return "broken", "; ".join(wrong.values()), f"pip install {shlex.join(wrong)}"
     return "ok", f"loong_jax {importlib.metadata.version('loong_jax')}, {', '.join(found)}", ""
 
 
@@ -188,7 +189,8 @@ def _extras(job: DoctorJob, workdir: Path) -> tuple[str, str, str]:
     if not missing:
         return "ok", "all are installed", ""
     names = ",".join(dict.fromkeys(extra for extra, _ in missing))
-    return "note", f"not installed: {'; '.join(f'{e} for {use}' for e, use in missing)}", f'pip install -e ".[{names}]"'
+    what = "; ".join(f"{extra} for {use}" for extra, use in missing)
+    return "note", f"not installed: {what}", f'pip install "loong_jax[{names}]"'
 
 
 def _memory(job: DoctorJob, workdir: Path) -> tuple[str, str, str]:

@@ -202,7 +202,7 @@ def _devices(target: str) -> list:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"The TPU compiler does not know target={target!r} ({reason}): if it is missing, install it with "
-            "pip install 'loong_jax[tpu]'."
+            'pip install "loong_jax[tpu]".'
         ) from error
 
 

@@ -42,7 +42,7 @@ def _hub(name: str) -> ModuleType:
     try:
         import huggingface_hub
     except ImportError:
-        raise ValueError('Models on the hub need huggingface_hub: pip install -e ".[hub]".') from None
+        raise ValueError('Models on the hub need huggingface_hub: pip install "loong_jax[hub]".') from None
     return huggingface_hub
 
 

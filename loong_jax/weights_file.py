@@ -18,11 +18,15 @@ def rounded(tree: Any, dtype: str) -> Any:
 
 
 def save_tree(path: str | Path, tree: Any) -> None:
-    """Write a tree of arrays, each in its dtype; whoever may read the folder may read the file."""
+    """Write a tree of arrays, each in its dtype."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    tensors = {_name(place): np.ascontiguousarray(np.asarray(leaf)) for place, leaf in leaves}
+    save_tensors(path, {_name(place): np.asarray(leaf) for place, leaf in leaves})
+
+
+def save_tensors(path: str | Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Write arrays by their names; the file is there when it is whole, for whoever may read its folder."""
     temporary = Path(path).with_suffix(".partial")
-    save_file(tensors, temporary)
+    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, temporary, metadata=metadata)
     temporary.chmod(temporary.parent.stat().st_mode & 0o666)  # safetensors keeps its files to their owner
     temporary.replace(path)
 

@@ -208,5 +208,5 @@ def test_the_hub(hub, pipe, tmp_path):
 
 def test_the_hub_without_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=r'pip install -e "\.\[hub\]"'):
+    with pytest.raises(ValueError, match=r'pip install "loong_jax\[hub\]"'):
         loong_jax.load("hf:some/model")

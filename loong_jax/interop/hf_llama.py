@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from loong_jax.config import TransformerConfig, require
 from loong_jax.models import transformer
 from loong_jax.vocab import Vocabulary
+from loong_jax.weights_file import save_tensors
 
 Tensors = dict[str, np.ndarray]
 
@@ -104,7 +105,7 @@ def hf_config(config: TransformerConfig) -> dict[str, Any]:
 
 def save_safetensors(path: str | Path, tensors: Tensors) -> None:
     """Write tensors to one safetensors file, marked as transformers expects it."""
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_tensors(path, tensors, metadata={"format": "pt"})
 
 
 def load_safetensors(path: str | Path) -> Tensors:

@@ -23,7 +23,7 @@ try:
     from loong_jax.serving.guard import Guard
     from loong_jax.serving.worker import Worker
 except ModuleNotFoundError as missing:
-    raise ValueError(f'Serving needs the package {missing.name}: pip install -e ".[demo]".') from None
+    raise ValueError(f'Serving needs the package {missing.name}: pip install "loong_jax[demo]".') from None
 
 _LAST_ANSWERS = 5  # seconds that connections get to end
 _HERE = ["127.0.0.1", "localhost", "[::1]"]

