@@ -15,11 +15,11 @@ from loong_jax.config import (
     DEBUG_TOKENIZER,
     DEBUG_TRANSFORMER,
     SMALL_TOKENIZER_OPTIMIZER,
+    SMALL_TRANSFORMER_OPTIMIZER,
     DataConfig,
     DemoJob,
     LanguageModelJob,
     LossConfig,
-    OptimizerConfig,
     QuantizerConfig,
     SamplingConfig,
     TokenizerConfig,
@@ -110,12 +110,8 @@ def _full() -> DemoJob:
             data=dataclasses.replace(DATA, num_frames=num_frames, num_clips=num_clips, image_share=share),
             loss=LossConfig(early_frames=5, early_weight=weight),
             sampling=SAMPLING,
-            optimizer=OptimizerConfig(
-                name="muon",
-                learning_rate=rate,
-                matrix_learning_rate=10 * rate,
-                warmup_steps=20,
-                end_fraction=0.05,
+            optimizer=dataclasses.replace(
+                SMALL_TRANSFORMER_OPTIMIZER, learning_rate=rate, matrix_learning_rate=10 * rate
             ),
             train=TrainConfig(
                 num_steps=num_steps,

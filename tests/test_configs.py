@@ -17,6 +17,7 @@ VARIANTS = [(file.stem, variant) for file in sorted(CONFIGS.glob("*.py")) for va
     (stage, variant) for stage in STAGES for variant in ("700m", "3b", "7b", "debug,7b")
 ]
 VARIANTS += [("tokenizer", variant) for variant in ("image", "low", "small", "small,image", "small,gan")]
+VARIANTS += [(stage, "small") for stage in STAGES]
 
 
 def load(name: str, variant: str = ""):

@@ -24,7 +24,13 @@ from loong_jax.config.jobs import (
     TokenizerJob,
 )
 from loong_jax.config.media import MediaLimits
-from loong_jax.config.model import DEBUG_TRANSFORMER, TRANSFORMER_PRESETS, LossConfig, TransformerConfig
+from loong_jax.config.model import (
+    DEBUG_TRANSFORMER,
+    SMALL_TRANSFORMER,
+    TRANSFORMER_PRESETS,
+    LossConfig,
+    TransformerConfig,
+)
 from loong_jax.config.sampling import DecodingConfig, IntSchedule, SamplingChanges, SamplingConfig, Schedule, by_frame
 from loong_jax.config.serving import ServeJob, ServingLimits
 from loong_jax.config.sources import SourceName, is_tokens, parse_sources
@@ -37,6 +43,7 @@ from loong_jax.config.tokenizer import (
 )
 from loong_jax.config.training import (
     SMALL_TOKENIZER_OPTIMIZER,
+    SMALL_TRANSFORMER_OPTIMIZER,
     DataConfig,
     MeshConfig,
     OptimizerConfig,
@@ -50,6 +57,8 @@ __all__ = [
     "HELD_OUT",
     "JOBS",
     "SMALL_TOKENIZER_OPTIMIZER",
+    "SMALL_TRANSFORMER",
+    "SMALL_TRANSFORMER_OPTIMIZER",
     "TRANSFORMER_PRESETS",
     "CheckDataJob",
     "ClaimsJob",

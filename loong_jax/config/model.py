@@ -72,6 +72,12 @@ TRANSFORMER_PRESETS = {
 }
 
 
+# For a CPU: 65 frames of 64x64 pixels, as the small tokenizer's 17x8x8 ids.
+SMALL_TRANSFORMER = TransformerConfig(
+    num_layers=4, model_dim=256, num_heads=4, num_kv_heads=4, mlp_dim=704, num_video_ids=1024, max_length=1280
+)
+
+
 # Seconds on a CPU; the same code.
 DEBUG_TRANSFORMER = TransformerConfig(
     num_layers=2, model_dim=64, num_heads=4, num_kv_heads=4, mlp_dim=128, num_video_ids=64, max_length=384

@@ -112,6 +112,16 @@ class OptimizerConfig:
             require(0 <= getattr(self, field) < 1, f"optimizer.{field}", getattr(self, field), "it must lie in [0, 1)")
 
 
+# For language models that train in minutes: the demo's and the small one.
+SMALL_TRANSFORMER_OPTIMIZER = OptimizerConfig(
+    name="muon",
+    learning_rate=5e-3,
+    matrix_learning_rate=0.05,
+    warmup_steps=20,
+    end_fraction=0.05,
+)
+
+
 # For tokenizers that train in minutes: the demo's and the small one.
 SMALL_TOKENIZER_OPTIMIZER = OptimizerConfig(
     name="muon",
