@@ -50,6 +50,7 @@ def get_config(variant: str = ""):
             train=TrainConfig(
                 num_steps=1000, batch_size=16, log_every=25, checkpoint_every=100, eval_every=250, eval_batches=4
             ),
+            num_previews=4,
         )
     if "debug" in parts:
         job = dataclasses.replace(

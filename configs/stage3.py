@@ -49,6 +49,7 @@ def get_config(variant: str = ""):
             train=TrainConfig(
                 num_steps=250, batch_size=4, log_every=25, checkpoint_every=100, eval_every=250, eval_batches=8
             ),
+            num_previews=4,
         )
     if "debug" in parts:
         job = dataclasses.replace(

@@ -57,9 +57,10 @@ def run_job(job: config.Job, workdir: Path) -> None:
 
             check_data(job, workdir)
         case config.LanguageModelJob():
+            from loong_jax.previews import Previews
             from loong_jax.training.lm_job import train_language_model
 
-            train_language_model(job, workdir)
+            train_language_model(job, workdir, preview=Previews(job))
         case config.SampleJob():
             from loong_jax.sample import run_sample
 

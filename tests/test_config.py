@@ -241,6 +241,7 @@ IMPOSSIBLE = [
     (TransformerConfig, {"rope": "2d"}, "model.rope", "2d", "'1d', '3d'"),
     (TransformerConfig, {"dropout": 1.0}, "model.dropout", 1.0, "[0, 1)"),
     (LanguageModelJob, {"accumulate": 3}, "accumulate", 3, "divide train.batch_size 256"),
+    (LanguageModelJob, {"num_previews": -1}, "num_previews", -1, NOT_NEGATIVE),
     *[
         (MediaLimits, {field: 0}, field, 0, POSITIVE)
         for field in ("max_pixels", "max_frames", "max_seconds", "max_mib")

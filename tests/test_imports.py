@@ -42,6 +42,7 @@ TOP = {
     "interop",
     "model_folder",
     "export",
+    "previews",
     "sample",
     "sample_files",
     "serving",

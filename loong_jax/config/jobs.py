@@ -109,12 +109,14 @@ class LanguageModelJob:
     ema_decay: float = 0.0  # running mean of the weights, for evaluation and for use; 0: the weights themselves
     sampling: SamplingConfig = SamplingConfig()  # how the model's videos are sampled where nothing else is asked for
     accumulate: int = 1  # parts of a batch that are worked through in turn, for less memory
+    num_previews: int = 0  # held-out texts whose videos are sampled at each evaluation, as a picture; of one process
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self):
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it must lie in [0, 1)")
         require_positive(self, "accumulate")
+        require_not_negative(self, "num_previews")
         is_possible = self.train.batch_size % self.accumulate == 0
         allowed = f"it must divide train.batch_size {self.train.batch_size}"
         require(is_possible, "accumulate", self.accumulate, allowed)

@@ -71,6 +71,11 @@ class Generator:
         self._decoders: dict[ClipShape, Decoder] = {}
         self._prepared: dict[Storage, Any] = {}  # the parameters, as decoders read them
 
+    def take(self, params: Any) -> None:
+        """Go on with other parameters of the same model, and the same compiled functions; None: with none for now."""
+        self._params = params
+        self._prepared.clear()
+
     def check(self, request: Request) -> None:
         """Raise a ``ConfigError`` where it is impossible; nothing is compiled for that."""
         self._plan(request)
@@ -127,7 +132,7 @@ class Generator:
         """The compiled functions for such requests, which are kept for later ones."""
         batch, candidates = len(request.seeds) * request.sampling.candidates, request.sampling.candidates
         batch += -batch % sharding.num_parts(self._mesh, "batch")  # the devices share the rows evenly
-        most = most_kept(request.sampling, self.tokenizer.config)
+        most = min(most_kept(request.sampling, self.tokenizer.config), self.grid.frames - 1)
         guided, decoding = request.sampling.is_guided, request.sampling.decoding
         shape = ClipShape(self.grid, batch, candidates, guided, self.max_text_ids, most, decoding)
         if shape.length > self._model.max_length:

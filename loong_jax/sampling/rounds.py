@@ -37,9 +37,9 @@ def plan_rounds(
     Raises:
         ConfigError: a round would have no room for new frames.
     """
-    most = most_kept(sampling, tokenizer)
-    if most >= clip_frames:
-        frames = tokenizer.pixel_frames(clip_frames)
+    most, frames = most_kept(sampling, tokenizer), tokenizer.pixel_frames(clip_frames)
+    is_one_clip = not num_given and not changes and num_frames <= frames
+    if most >= clip_frames and not is_one_clip:
         if sampling.continuation == "window":
             field, value = "window_latents", sampling.window_latents
         else:

@@ -1,6 +1,7 @@
 """Train one stage of the language model: from a LanguageModelJob to a workdir with checkpoints."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,23 @@ from loong_jax.training.provenance import check_same_model, describe
 from loong_jax.training.state import TrainState
 from loong_jax.training.throughput import Work, training_flops_per_token
 from loong_jax.training.tokenize import tokenize
+from loong_jax.video import Image
 from loong_jax.vocab import Vocabulary
 
 
-def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path | None = None) -> Any:
+def train_language_model(
+    job: LanguageModelJob,
+    workdir: Path,
+    token_dir: Path | None = None,
+    preview: Callable[[Any, VideoTokenizer, list[str]], Image] | None = None,
+) -> Any:
     """Train, or go on training, in ``workdir``; returns the trained parameters.
 
     Args:
         job: the settings.
         workdir: where checkpoints and metrics go.
         token_dir: where the ids of the frozen tokenizer are kept; ``<workdir>/tokens`` by default.
+        preview: samples ``job.num_previews`` held-out texts, and makes a picture of them.
 
     Raises:
         ValueError: the tokenizer or the stage before is missing or does not fit, or the data cannot be read.
@@ -48,7 +56,7 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
     check_fits(job, tokenizer)
     mesh = sharding.make_mesh(_chosen_mesh(job, tokenizer) if job.choose_mesh else job.mesh)
     frames = tokenizer.config.latent_frames(job.data.num_frames)
-    train, test = _batches(job, tokenizer, frames, token_dir or workdir / "tokens", sharding.batch_share(mesh))
+    train, test, texts = _batches(job, tokenizer, frames, token_dir or workdir / "tokens", sharding.batch_share(mesh))
     optimizer = make_optimizer(job.optimizer, job.train.num_steps, transformer.matrix_axes)
 
     def init_params(key: jax.Array) -> dict:
@@ -67,7 +75,11 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
     stream = test.iterate(0)
     held_out = [next(stream) for _ in range(job.train.eval_batches)]
 
+    pictures: dict[str, Image] = {}  # of the last evaluation
+
     def evaluate(state: TrainState) -> dict:
+        if preview is not None and texts:
+            pictures["samples"] = preview(state.best_params, tokenizer, texts)
         results = [eval_step(state.best_params, sharding.shard_batch(mesh, batch)) for batch in held_out]
         return jax.tree.map(lambda *values: np.mean(values, axis=0), *jax.device_get(results))
 
@@ -86,7 +98,7 @@ def train_language_model(job: LanguageModelJob, workdir: Path, token_dir: Path |
             work=Work("tokens", training_flops_per_token(job.model, length, job.loss.all_columns)),
             shown=("loss", "accuracy"),
             meta=meta,
-            draw=draw_loss_by_frame,
+            draw=lambda records: draw_loss_by_frame(records) | pictures,
         )
     )
     return state.best_params
@@ -141,8 +153,8 @@ def _chosen_mesh(job: LanguageModelJob, tokenizer: VideoTokenizer) -> MeshConfig
 
 def _batches(
     job: LanguageModelJob, tokenizer: VideoTokenizer, frames: int, token_dir: Path, share: tuple[int, int]
-) -> tuple[Batches | EncodedBatches, Batches]:
-    """The batches to train on, and the held-out ones."""
+) -> tuple[Batches | EncodedBatches, Batches, list[str]]:
+    """The batches to train on, the held-out ones, and held-out texts to sample."""
     data = job.data
     common = dict(
         vocabulary=Vocabulary(job.model.num_text_ids, job.model.num_video_ids),
@@ -161,6 +173,9 @@ def _batches(
     # Held-out losses are plain cross-entropy, so that runs with other weights can be compared.
     plain, one_each = LossConfig(early_weight=0.0), dataclasses.replace(data, pack=0)
     test = language_model_batches(held_out, None, one_each, plain, length=row_length(job, tokenizer.config), **common)
+    text = TextTokenizer()
+    shown = [held_out[index]["text_ids"] for index in range(min(job.num_previews, len(held_out)))]
+    texts = [text.decode(ids[: data.max_text_ids]) for ids in shown if ids]
 
     clips, images, reencoded = None, None, None
     if data.cache_ids or is_tokens(source):
@@ -173,14 +188,14 @@ def _batches(
             options = dict(num_frames=clip_frames, reencoded_frames=data.reencoded_frames)
             reencoded = tokenize(tokenizer, data, "train", data.num_clips, path, **options)
         common |= dict(reencoded=reencoded, length=row_length(job, tokenizer.config, max(data.pack, 1)))
-        return language_model_batches(clips or images, images, data, job.loss, **common), test
+        return language_model_batches(clips or images, images, data, job.loss, **common), test, texts
     options = dict(needs_caption=data.require_caption, bad_list=token_dir.with_name("bad_media.jsonl"))
     if frames == 1 or data.image_share > 0:
         images = make_source(data, "train", source=image_source, num_frames=1, num_examples=data.num_images, **options)
     if frames > 1:
         clips = make_source(data, "train", num_examples=data.num_clips, **options)
-    pixels = dict(encode=tokenizer.encode, text=TextTokenizer(), length=row_length(job, tokenizer.config))
-    return EncodedBatches(clips or images, images, data, job.loss, **pixels, **common), test
+    pixels = dict(encode=tokenizer.encode, text=text, length=row_length(job, tokenizer.config))
+    return EncodedBatches(clips or images, images, data, job.loss, **pixels, **common), test, texts
 
 
 def _cached(

@@ -40,6 +40,14 @@ def test_frames_add_up(continuation, num_given, changes):
         assert shown >= num_frames
 
 
+def test_what_fits_one_clip_needs_no_room_for_another():
+    """So that a model of single images is sampled, too."""
+    [only] = plan(17, reencode_frames=17, clip_frames=5)
+    assert (only.num_kept, only.num_new) == (0, 5)
+    [only] = plan(1, clip_frames=1)
+    assert (only.num_kept, only.num_new) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -1,0 +1,75 @@
+"""Pictures of what a model in training samples."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from loong_jax import sharding
+from loong_jax.config import (
+    DEBUG_TOKENIZER,
+    DEBUG_TRANSFORMER,
+    ConfigError,
+    DataConfig,
+    LanguageModelJob,
+    MeshConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from loong_jax.data.sources import make_source
+from loong_jax.models import transformer
+from loong_jax.pipeline import Pipeline
+from loong_jax.previews import Previews
+from loong_jax.training.lm_job import find_tokenizer, train_language_model
+from loong_jax.video import contact_sheet
+from loong_jax.video_file import read_video
+
+JOB = LanguageModelJob(
+    model=DEBUG_TRANSFORMER,
+    tokenizer=DEBUG_TOKENIZER,
+    allow_untrained_tokenizer=True,
+    data=DataConfig(frame_size=32, num_frames=5, num_clips=16, max_text_ids=24),
+    sampling=SamplingConfig(top_k=1, guidance_scale=1.0),
+    mesh=MeshConfig(fsdp=2, data=4),
+    train=TrainConfig(num_steps=2, batch_size=8, log_every=1, checkpoint_every=2, eval_every=1, eval_batches=1),
+    num_previews=2,
+)
+
+
+def test_the_picture_is_of_the_parameters_at_that_evaluation(tmp_path, capsys):
+    """By the pipeline that anyone would make of them, with the same texts, settings and seed."""
+    seen, own = [], Previews(JOB)
+
+    def preview(params, tokenizer, texts):
+        picture = own(params, tokenizer, texts)
+        seen.append((jax.device_get(params), texts, picture))
+        return picture
+
+    train_language_model(JOB, tmp_path / "run", preview=preview)
+    held_out = make_source(JOB.data, "test", num_examples=2)
+    texts = [held_out[index]["caption"] for index in range(2)]
+    assert [texts, texts] == [seen_texts for _, seen_texts, _ in seen]
+    assert f"a row for each of: {'; '.join(texts)}\n" in capsys.readouterr().out
+    picture = seen[1][2]
+    assert picture.shape[0] == 2 * 66 and picture.shape[1] == 5 * 66
+    np.testing.assert_array_equal(read_video(tmp_path / "run" / "samples" / "samples.png")[0], picture)
+    pipe = Pipeline(JOB, seen[1][0], find_tokenizer(JOB, tmp_path / "run"), JOB.mesh)
+    videos = pipe(texts, JOB.seed, seconds=5 / 6.5)
+    np.testing.assert_array_equal(contact_sheet(list(videos), columns=5), picture)
+
+
+def test_a_model_of_single_images(tmp_path):
+    job = dataclasses.replace(JOB, data=dataclasses.replace(JOB.data, num_frames=1))
+    params = transformer.init_params(job.model, jax.random.key(0))
+    shardings = jax.tree.map(lambda x: NamedSharding(sharding.make_mesh(JOB.mesh), PartitionSpec()), params)
+    picture = Previews(job)(jax.device_put(params, shardings), find_tokenizer(job, tmp_path), ["a red 7", "a 3"])
+    assert picture.shape == (2 * 66, 66, 3)
+
+
+def test_several_processes_cannot(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="num_previews=2 is not possible with 2 processes"):
+        Previews(JOB)
+    Previews(dataclasses.replace(JOB, num_previews=0))
