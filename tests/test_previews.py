@@ -38,6 +38,7 @@ JOB = LanguageModelJob(
 )
 
 
+@pytest.mark.slow
 def test_the_picture_is_of_the_parameters_at_that_evaluation(tmp_path, capsys):
     """By the pipeline that anyone would make of them, with the same texts, settings and seed."""
     seen, own = [], Previews(JOB)
