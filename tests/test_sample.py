@@ -151,8 +151,8 @@ VALUES = {
     "top_p": ([0.5, 1, 1e-9], [0, 1.1, -1, float("nan"), "0.9", None]),
     "min_p": ([0, 0.5, 1.0], [-0.1, 1.1, float("nan"), "0", None]),
     "guidance_scale": ([1, 3.5, 100.0], [0.5, -1, float("nan"), float("inf"), "2", None]),
-    "reencode_frames": ([1, 5, 9], [0, -5, 6, 17, 1.0, "5", None, True]),
-    "continuation": (["ids", "anchor", "reencode"], ["window", "none", "", 1, None]),  # a window of 8 in clips of 5
+    "reencode_frames": ([1, 5, 9], [0, -5, 6, 1.0, "5", None, True]),
+    "continuation": (["ids", "anchor", "reencode"], ["none", "", 1, None]),
     "image": (
         [FRAME],
         [
