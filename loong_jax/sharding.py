@@ -198,6 +198,18 @@ def gathered(tree: Any) -> Any:
     return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), tree)
 
 
+def check_batch(mesh: Mesh, batch_size: int, or_else: str = "") -> None:
+    """Raise ConfigError where the rows of a batch cannot be cut over ``mesh``; ``or_else`` is what would help, too."""
+    parts = num_parts(mesh, "batch")
+    if batch_size % parts:
+        rows, fewer = parts * max(1, round(batch_size / parts)), math.gcd(batch_size, parts)
+        raise ConfigError(
+            f"train.batch_size={batch_size} cannot be cut into {parts} parts (mesh.data x mesh.fsdp): use "
+            f"--config.train.batch_size={rows}, or a mesh that cuts it into fewer, as --config.mesh.data=1 "
+            f"--config.mesh.fsdp={fewer} --config.mesh.tensor=-1{or_else}."
+        )
+
+
 def batch_share(mesh: Mesh) -> tuple[int, int]:
     """(index, count): which share of every batch this process reads, and how many shares there are.
 

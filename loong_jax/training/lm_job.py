@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from loong_jax import checkpoint, sharding
 from loong_jax.config import LanguageModelJob, LossConfig, MeshConfig, TokenizerConfig, is_tokens, parse_sources
@@ -48,13 +49,15 @@ def train_language_model(
         preview: samples ``job.num_previews`` held-out texts, and makes a picture of them.
 
     Raises:
-        ValueError: the tokenizer or the stage before is missing or does not fit, or the data cannot be read.
+        ValueError: the tokenizer or the stage before is missing or does not fit, the mesh cannot cut the batch or the
+            model, or the data cannot be read.
     """
     check_there(job.data)
     stage_before = _find_stage_before(job, workdir)
     tokenizer = find_tokenizer(job, workdir)
     check_fits(job, tokenizer)
     mesh = sharding.make_mesh(_chosen_mesh(job, tokenizer) if job.choose_mesh else job.mesh)
+    _check_mesh(job, mesh)
     frames = tokenizer.config.latent_frames(job.data.num_frames)
     train, test, texts = _batches(job, tokenizer, frames, token_dir or workdir / "tokens", sharding.batch_share(mesh))
     optimizer = make_optimizer(job.optimizer, job.train.num_steps, transformer.matrix_axes)
@@ -149,6 +152,12 @@ def _chosen_mesh(job: LanguageModelJob, tokenizer: VideoTokenizer) -> MeshConfig
     needs = choose_mesh(Shapes(job.model, job.train.batch_size, length, itemsize, job.accumulate), present_devices())
     say(f"chose a mesh of {needs}")
     return dataclasses.replace(needs.mesh, num_slices=job.mesh.num_slices)
+
+
+def _check_mesh(job: LanguageModelJob, mesh: Mesh) -> None:
+    """Find what ``mesh`` cannot cut, before hours go into the data."""
+    sharding.check_batch(mesh, job.train.batch_size, ", or --config.choose_mesh=True, which finds one")
+    sharding.tree_shardings(mesh, transformer.abstract_params(job.model)[1], transformer.logical_axes(job.model))
 
 
 def _batches(

@@ -31,12 +31,14 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
     """Train, or go on training, in ``workdir``; returns the trained tokenizer.
 
     Raises:
-        ValueError: ``init_from`` is not a tokenizer training of this architecture, or the data cannot be read.
+        ValueError: ``init_from`` is not a tokenizer training of this architecture, the mesh cannot cut the batch or the
+            model, or the data cannot be read.
     """
     check_there(job.data)
     if job.init_from:
         load_job((workdir / job.init_from).resolve())
     mesh = sharding.make_mesh(job.mesh)
+    sharding.check_batch(mesh, job.train.batch_size)
     bad_list = workdir / "bad_media.jsonl"
     train_source = make_source(job.data, "train", bad_list=bad_list)
     test_source = make_source(job.data, "test", bad_list=bad_list)

@@ -6,8 +6,20 @@ import re
 import jax
 import pytest
 
-from loong_jax.config import TRANSFORMER_PRESETS, ConfigError, LanguageModelJob, MeshConfig
+from loong_jax import sharding
+from loong_jax.config import (
+    DEBUG_TOKENIZER,
+    DEBUG_TRANSFORMER,
+    TRANSFORMER_PRESETS,
+    ConfigError,
+    LanguageModelJob,
+    MeshConfig,
+    TokenizerJob,
+    TrainConfig,
+)
 from loong_jax.models import transformer
+from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
+from loong_jax.training import lm_job, tokenizer_job
 from loong_jax.training.mesh_choice import Devices, Shapes, choose_mesh, present_devices
 
 LENGTH, GIB = 4608, 2**30
@@ -96,3 +108,41 @@ def test_the_devices_of_this_machine():
 
 def test_a_number_of_slices_goes_with_a_chosen_mesh():
     LanguageModelJob(choose_mesh=True, mesh=MeshConfig(num_slices=2))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch_size", "said"),
+    [
+        ({"fsdp": 8}, 12, r"=12 cannot be cut into 8 parts.*batch_size=16, or.*data=1 .*fsdp=4 .*tensor=-1$"),
+        ({"data": 2, "fsdp": 4}, 3, r"=3 cannot be cut into 8 parts.*batch_size=8, or.*fsdp=1 .*tensor=-1$"),
+    ],
+)
+def test_rows_that_a_mesh_cannot_cut(mesh, batch_size, said, make_mesh):
+    """Either of the settings that it names helps, with as many devices."""
+    mesh = make_mesh(**mesh)
+    with pytest.raises(ConfigError) as error:
+        sharding.check_batch(mesh, batch_size)
+    message = str(error.value).rstrip(".")
+    assert re.search(said, message) and "\n" not in message
+    sharding.check_batch(mesh, int(re.search(r"batch_size=(\d+), or", message)[1]))
+    sizes = {name: int(size) for name, size in re.findall(r"--config.mesh.(\w+)=(-?\d+)", message)}
+    sharding.check_batch(sharding.make_mesh(MeshConfig(**sizes)), batch_size)
+
+
+def test_what_a_mesh_cannot_cut_is_said_before_anything_is_read(monkeypatch, tmp_path):
+    def read(*_, **__):
+        raise AssertionError("the data were read")
+
+    monkeypatch.setattr(lm_job, "_batches", read)
+    monkeypatch.setattr(lm_job, "find_tokenizer", lambda job, workdir: VideoTokenizer(DEBUG_TOKENIZER, {}, 32))
+    monkeypatch.setattr(tokenizer_job, "make_source", read)
+    train = TrainConfig(batch_size=12)
+    with pytest.raises(ConfigError, match=r"batch_size=12 cannot be cut into 8 parts.*tensor=-1\.$"):
+        tokenizer_job.train_tokenizer(TokenizerJob(train=train), tmp_path)
+    model = dataclasses.replace(DEBUG_TRANSFORMER, max_length=2048)
+    job = LanguageModelJob(tokenizer=DEBUG_TOKENIZER, model=model, train=train)
+    with pytest.raises(ConfigError, match=r"batch_size=12 cannot be cut into 8 parts.*or --config.choose_mesh=True"):
+        lm_job.train_language_model(job, tmp_path)
+    by_heads = dataclasses.replace(job, mesh=MeshConfig(fsdp=1, tensor=8))
+    with pytest.raises(ConfigError, match="cannot be cut into 8 along"):
+        lm_job.train_language_model(by_heads, tmp_path)
