@@ -204,6 +204,11 @@ class Checkpointer:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def has_any(workdir: str | Path) -> bool:
+    """Whether a training in ``workdir`` has left a complete checkpoint."""
+    return bool(_steps(Path(workdir) / FOLDER))
+
+
 def load_meta(workdir: str | Path) -> dict:
     """The meta of the newest checkpoint of a training.
 

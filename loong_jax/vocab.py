@@ -37,11 +37,6 @@ class Vocabulary:
         """First video id; code c is id ``video_start + c``."""
         return self.num_text
 
-    @property
-    def num_targets(self) -> int:
-        """Columns the training head computes: video codes and specials, ids [video_start, size)."""
-        return self.num_video + len(SPECIALS)
-
     def special(self, name: str) -> int:
         """Id of the special token ``name``, one of ``SPECIALS``."""
         return self.num_text + self.num_video + SPECIALS.index(name)
@@ -68,8 +63,3 @@ class LatentGrid:
 
 # begin_text, end_text, begin_video and end_video around the text and video ids.
 NUM_MARKERS = 4
-
-
-def sequence_length(num_text_ids: int, grid: LatentGrid) -> int:
-    """Ids in: begin_text, text, end_text, begin_video, frames, end_video."""
-    return num_text_ids + grid.num_ids + NUM_MARKERS

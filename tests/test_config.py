@@ -233,6 +233,7 @@ IMPOSSIBLE = [
     (EstimateJob, {"step": "decode"}, "step", "decode", "'training', 'sampling'"),
     (LossConfig, {"context_corruption": 1.5}, "context_corruption", 1.5, "in [0, 1]"),
     (DataConfig, {"reencoded_share": 1.5}, "reencoded_share", 1.5, "in [0, 1]"),
+    (DataConfig, {"pack": 2, "cache_ids": False}, "data.pack", 2, "with cache_ids, or pack=0"),
     (DataConfig, {"reencoded_share": 0.5, "cache_ids": False}, "data.reencoded_share", 0.5, "with cache_ids"),
     (DataConfig, {"reencoded_share": 0.5, "source": "tokens:DIR"}, "data.reencoded_share", 0.5, "no source tokens:DIR"),
     (DataConfig, {"reencoded_share": 0.5, "num_frames": 5}, "data.reencoded_frames", 5, "less than num_frames (5)"),

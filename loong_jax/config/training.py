@@ -75,6 +75,8 @@ class DataConfig:
         has_pixels = self.cache_ids and not is_tokens(self.source)
         allowed = "ids are decoded again before a training alone: with cache_ids, and no source tokens:DIR"
         require(has_pixels or not self.reencoded_share, "data.reencoded_share", self.reencoded_share, allowed)
+        allowed = "rows are packed from ids that are there before the training: with cache_ids, or pack=0"
+        require(not self.pack or self.cache_ids or is_tokens(self.source), "data.pack", self.pack, allowed)
         is_start = not self.reencoded_share or self.reencoded_frames < self.num_frames
         allowed = f"it must be less than num_frames ({self.num_frames})"
         require(is_start, "data.reencoded_frames", self.reencoded_frames, allowed)

@@ -45,6 +45,11 @@ class CacheMeta:
             raise ValueError("source must be a group, and fingerprints texts")
 
     @property
+    def dtype(self) -> str:
+        """Of the codes."""
+        return "<u2" if self.num_codes <= 2**16 else "<u4"
+
+    @property
     def num_shards(self) -> int:
         """How many files hold the examples; all but the last hold ``shard_size``."""
         return -(-self.num_examples // self.shard_size)
@@ -120,7 +125,7 @@ class TokenCacheWriter:
         if codes.min() < 0 or codes.max() >= meta.num_codes:
             raise ValueError(f"Codes must lie in [0, {meta.num_codes}); got {codes.min()} to {codes.max()}.")
         record = {
-            "codes": codes.astype("<u2").tobytes(),
+            "codes": codes.astype(meta.dtype).tobytes(),
             "text_ids": list(example.text_ids),
             "key": example.key,
             "fps": meta.fps,
@@ -134,7 +139,7 @@ class TokenCacheWriter:
 
 
 class TokenCache:
-    """Random access to a complete cache: {"codes": uint16 [frames, h, w], "text_ids": list of int, "key": str}."""
+    """Random access to a complete cache: {"codes": [frames, h, w], "text_ids": list of int, "key": str}."""
 
     def __init__(
         self,
@@ -193,7 +198,7 @@ class TokenCache:
     def _read(self, place: int, attempt: int) -> dict:
         try:
             record = msgpack.unpackb(self._records[place])
-            codes = np.frombuffer(record["codes"], "<u2").reshape(self.meta.grid)
+            codes = np.frombuffer(record["codes"], self.meta.dtype).reshape(self.meta.grid)
             example = {"codes": codes, "text_ids": record["text_ids"], "key": record["key"]}
             made_by = record["tokenizer"]
             _check_example(example, self.meta.num_codes)

@@ -64,7 +64,8 @@ class Watch:
         """
         train = [record for record in records if record["split"] == "train"]
         self._most_skips = most_skips
-        self._losses = collections.deque((record["loss"] for record in train), maxlen=_REMEMBERED)
+        losses = (record["loss"] for record in train if not record.get("skipped"))
+        self._losses = collections.deque(losses, maxlen=_REMEMBERED)
         self._skipped = train[-1].get("skipped_steps", 0) if train else 0
 
     def look(self, step: int, metrics: dict) -> list[str]:

@@ -11,12 +11,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from loong_jax import checkpoint, sharding
-from loong_jax.config import LanguageModelJob, LossConfig, MeshConfig, TokenizerConfig, is_tokens, parse_sources
+from loong_jax.config import (
+    LanguageModelJob,
+    LossConfig,
+    MeshConfig,
+    TokenizerConfig,
+    is_tokens,
+    parse_sources,
+    require,
+)
 from loong_jax.data.lm_batches import EncodedBatches, language_model_batches
 from loong_jax.data.loader import Batches
 from loong_jax.data.sequences import static_length
 from loong_jax.data.sources import check_there, make_source, mixed
-from loong_jax.data.text import TextTokenizer
+from loong_jax.data.text import NUM_TEXT_IDS, TextTokenizer
 from loong_jax.data.token_cache import TokenCache
 from loong_jax.models import transformer
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
@@ -56,6 +64,11 @@ def train_language_model(
     stage_before = _find_stage_before(job, workdir)
     tokenizer = find_tokenizer(job, workdir)
     check_fits(job, tokenizer)
+    meta = describe(
+        job, tokenizer_fingerprint=tokenizer.fingerprint, text_tokenizer_fingerprint=TextTokenizer().fingerprint
+    )
+    if stage_before is not None:
+        check_same_model(checkpoint.load_meta(stage_before), meta, stage_before)
     mesh = sharding.make_mesh(_chosen_mesh(job, tokenizer) if job.choose_mesh else job.mesh)
     _check_mesh(job, mesh)
     frames = tokenizer.config.latent_frames(job.data.num_frames)
@@ -68,12 +81,9 @@ def train_language_model(
             params = transformer.embed_codes(params, job.model, tokenizer.codebook, jax.random.fold_in(key, 1))
         return params
 
-    meta = describe(
-        job, tokenizer_fingerprint=tokenizer.fingerprint, text_tokenizer_fingerprint=TextTokenizer().fingerprint
-    )
     state, shardings = create_model_state(job, optimizer, mesh, init_params)
     if stage_before is not None:
-        state = _start_from(state, stage_before, meta)
+        state = _start_from(state, stage_before)
     eval_step = make_eval_step(job, frames)
     stream = test.iterate(0)
     held_out = [next(stream) for _ in range(job.train.eval_batches)]
@@ -122,6 +132,9 @@ def find_tokenizer(job: LanguageModelJob, workdir: Path) -> VideoTokenizer:
     return VideoTokenizer.load(path)
 
 
+_TEXT_IDS = f"the text tokenizer has {NUM_TEXT_IDS:,} ids"
+
+
 def check_fits(job: LanguageModelJob, tokenizer: VideoTokenizer) -> None:
     """Raise ValueError where the tokenizer's ids do not fit the model's vocabulary or length."""
     num_codes = tokenizer.config.quantizer.num_codes
@@ -130,6 +143,12 @@ def check_fits(job: LanguageModelJob, tokenizer: VideoTokenizer) -> None:
             f"The tokenizer has {num_codes} codes but model.num_video_ids is {job.model.num_video_ids}: "
             f"set --config.model.num_video_ids={num_codes}, or use the tokenizer that the model was made for."
         )
+    require(job.model.num_text_ids >= NUM_TEXT_IDS, "model.num_text_ids", job.model.num_text_ids, _TEXT_IDS)
+    data, factor = job.data, tokenizer.config.temporal_factor
+    is_read = {"num_frames": True, "cached_frames": data.cached_frames, "reencoded_frames": data.reencoded_share}
+    for field in (field for field, is_so in is_read.items() if is_so):
+        frames = getattr(data, field)
+        require((frames - 1) % factor == 0, f"data.{field}", frames, f"it must be 1 + a multiple of {factor}")
     length = row_length(job, tokenizer.config)
     if length > job.model.max_length:
         raise ValueError(
@@ -241,20 +260,21 @@ def _cached(
 
 
 def _find_stage_before(job: LanguageModelJob, workdir: Path) -> Path | None:
-    """The workdir that ``job`` starts from, looked for before hours go into its data."""
+    """The workdir that ``job`` starts from; a training that has begun needs it no more."""
+    if not job.init_from or checkpoint.has_any(workdir):
+        return None
     path = (workdir / job.init_from).resolve()
-    if job.init_from and not path.is_dir():
+    if not path.is_dir():
         raise ValueError(
             f"There is no training in {path} to start from: train that stage first, or start from "
             "scratch with --config.init_from=''."
         )
-    return path if job.init_from else None
+    return path
 
 
-def _start_from(state: TrainState, workdir: Path, meta: dict) -> TrainState:
+def _start_from(state: TrainState, workdir: Path) -> TrainState:
     """Take the parameters of the stage before; step count and moments stay fresh."""
     stored = checkpoint.load_meta(workdir)
-    check_same_model(stored, meta, workdir)
     say(f"starting from the parameters in {workdir}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params)
     params = checkpoint.load_weights(workdir, abstract, stored["config"].get("ema_decay", 0.0))

@@ -137,7 +137,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = running_mean(state.ema, params, state.step, job.ema_decay)
         metrics = sums.means()._asdict()
-        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate(state.step)}
+        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate(state.step - state.skips.total)}
         after = TrainState(state.step, params, opt_state, ema=ema)
         state, counts = guarded(state, after, jnp.isfinite(metrics["loss"] + metrics["grad_norm"]))
         return state, metrics | counts

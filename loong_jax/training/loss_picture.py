@@ -25,7 +25,8 @@ def draw_loss_by_frame(records: list[dict]) -> dict[str, video.Image]:
     A line for each latent frame, the training loss in nats per id against the step, and a dot for each evaluation. Loss
     is that of the ids themselves, whatever the weights; a frame that a batch lacked (loss 0) is left out.
     """
-    train, held_out = (_curves(records, split) for split in ("train", "eval"))
+    num_frames = max((len(record.get("frame_loss", ())) for record in records), default=0)
+    train, held_out = (_curves(records, split, num_frames) for split in ("train", "eval"))
     if not len(train):
         return {}
     train = _averaged(train)
@@ -51,12 +52,13 @@ def draw_loss_by_frame(records: list[dict]) -> dict[str, video.Image]:
     return {"loss_by_frame": np.asarray(picture)}
 
 
-def _curves(records: list[dict], split: str) -> Float[np.ndarray, "points 1+frames"]:
-    """Step and loss of each frame; NaN for a frame that the batch lacked."""
+def _curves(records: list[dict], split: str, num_frames: int) -> Float[np.ndarray, "points 1+frames"]:
+    """Step and loss of each frame; NaN for a frame that the batch lacked, or clips at that time."""
     found = [r for r in records if r["split"] == split and "frame_loss" in r]
-    curves = np.array([[record["step"], *record["frame_loss"]] for record in found], float)
-    if len(curves):
-        curves[:, 1:][curves[:, 1:] == 0] = np.nan
+    curves = np.full((len(found), 1 + num_frames), np.nan)
+    for row, record in zip(curves, found, strict=True):
+        losses = np.array(record["frame_loss"], float)
+        row[0], row[1 : 1 + len(losses)] = record["step"], np.where(losses == 0, np.nan, losses)
     return curves
 
 

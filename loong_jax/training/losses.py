@@ -51,7 +51,7 @@ def next_id_loss(
         head: its columns, float32.
         targets: column of the right id; read only where the weight is positive.
         weights: weight of predicting each target; 0 for text, markers and padding.
-        frame_ids: latent frame of each target, -1 where it is not a video id.
+        frame_ids: latent frame of each target, -1 where it is not a video id; read as the targets are.
         columns: first and last + 1 of the columns that can be targets.
         num_frames: latent frames that are reported.
         total_weight: of the whole batch, where this is a part of it.
@@ -62,6 +62,7 @@ def next_id_loss(
         ids predicted right.
     """
     targets = jnp.where(weights > 0, targets, columns[0])
+    frame_ids = jnp.where(weights > 0, frame_ids, -1)  # what is given is not predicted
     objective, scores = head_loss(hidden, head, targets, weights / total_weight, columns, z_weight)
     membership = jax.nn.one_hot(frame_ids, num_frames)  # all zero for -1
     return objective, LossSums(

@@ -32,7 +32,9 @@ def _schedule(peak: float, config: OptimizerConfig, num_steps: int) -> optax.Sch
 def make_optimizer(
     config: OptimizerConfig, num_steps: int, matrix_axes: Callable[[Any], Any] = lambda params: None
 ) -> optax.GradientTransformation:
-    """AdamW or Muon, with global-norm clipping; weight decay spares vectors (norm scales and biases).
+    """AdamW or Muon, with global-norm clipping; weight decay spares norm scales and biases.
+
+    Muon decays the matrices that it updates alone, not what AdamW updates beside it.
 
     Args:
         matrix_axes: for Muon (https://kellerjordan.github.io/posts/muon), params -> a tree that gives each matrix or
@@ -44,7 +46,7 @@ def make_optimizer(
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,
-            mask=_has_rows,
+            mask=_decayed,
         )
     else:
         update = muon(
@@ -63,5 +65,10 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 
-def _has_rows(params: Any) -> Any:
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+def _decayed(params: Any) -> Any:
+    """Whether each is, by its shape and name: the scales of a stack of layers are rows, too."""
+
+    def is_decayed(path, p):
+        return p.ndim > 1 and not jax.tree_util.keystr(path[-1:], simple=True).endswith("norm")
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)

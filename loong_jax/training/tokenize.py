@@ -42,9 +42,8 @@ def run_tokenize(job: TokenizeJob, workdir: Path) -> None:
     tokenizer = VideoTokenizer.load((workdir / job.tokenizer_path).resolve())
     for split, count in (("train", job.data.num_clips), ("test", job.num_held_out)):
         cache = tokenize(tokenizer, job.data, split, count, workdir / split)
-        num_media = len({cache[index]["key"].rpartition("#")[0] for index in range(len(cache))})
         grid = " x ".join(map(str, cache.meta.grid))
-        say(f"{workdir / split}: {len(cache)} clips of {grid} ids, from {num_media} videos or images")
+        say(f"{workdir / split}: {len(cache)} clips of {grid} ids")
 
 
 def tokenize(

@@ -35,8 +35,11 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
             model, or the data cannot be read.
     """
     check_there(job.data)
-    if job.init_from:
-        load_job((workdir / job.init_from).resolve())
+    meta, init_from = describe(job), None
+    if job.init_from and not checkpoint.has_any(workdir):
+        init_from = (workdir / job.init_from).resolve()
+        load_job(init_from)
+        check_same_model(checkpoint.load_meta(init_from), meta, init_from)
     mesh = sharding.make_mesh(job.mesh)
     sharding.check_batch(mesh, job.train.batch_size)
     bad_list = workdir / "bad_media.jsonl"
@@ -54,10 +57,9 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
         process_count=count,
     )
     optimizer = make_optimizer(job.optimizer, job.train.num_steps, autoencoder.matrix_axes)
-    meta = describe(job)
     state, shardings = create_tokenizer_state(job, optimizer, mesh)
-    if job.init_from:
-        state = _start_from(state, (workdir / job.init_from).resolve(), meta)
+    if init_from is not None:
+        state = _start_from(state, init_from)
     lpips_weights = None
     if job.loss.perceptual_weight or job.measure_lpips:
         lpips_weights = load_weights(job.loss.perceptual_weights)
@@ -113,12 +115,11 @@ def _alarm(job: TokenizerJob, metrics: dict) -> str:
     return ""
 
 
-def _start_from(state: TrainState, workdir: Path, meta: dict) -> TrainState:
+def _start_from(state: TrainState, workdir: Path) -> TrainState:
     """Take the parameters and cluster state of another training; step count and moments stay fresh."""
     say(f"starting from the tokenizer in {workdir}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     stored = checkpoint.load_meta(workdir)
-    check_same_model(stored, meta, workdir)
     params = checkpoint.load_weights(workdir, abstract.params, stored["config"].get("ema_decay", 0.0))
     clusters = checkpoint.load_parts(workdir, {"clusters": abstract.clusters})["clusters"]
     ema = jax.tree.map(jnp.copy, params) if jax.tree.leaves(state.ema) else ()

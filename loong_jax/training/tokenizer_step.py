@@ -125,7 +125,7 @@ def make_train_step(
             "codebook_perplexity": perplexity(share),
             "codebook_alive": after.clusters.alive(quantizer),
             "grad_norm": grad_norm,
-            "learning_rate": learning_rate(state.step),
+            "learning_rate": learning_rate(state.step - state.skips.total),
             **counts,
         }
         return after, metrics

@@ -1,5 +1,6 @@
 """The cache of ids: complete or resumable, never of another tokenizer."""
 
+import dataclasses
 import json
 import resource
 
@@ -38,6 +39,13 @@ def test_round_trip(tmp_path):
     for index in (-1, 7):
         with pytest.raises(IndexError):
             cache[index]
+
+
+def test_large_codebooks_keep_their_ids(tmp_path):
+    meta = dataclasses.replace(META, num_codes=2**18, num_examples=1)
+    codes = np.random.default_rng(0).integers(2**16, 2**18, (2, 3, 3))
+    TokenCacheWriter(tmp_path, meta).write(0, [TokenExample(codes, [1], "a#0")])
+    np.testing.assert_array_equal(TokenCache(tmp_path)[0]["codes"], codes)
 
 
 def test_a_kill_costs_one_shard(tmp_path):

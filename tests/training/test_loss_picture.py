@@ -64,6 +64,15 @@ def test_a_frame_that_batches_lack_leaves_a_gap():
     assert np.abs(rows_of(picture, FIRST, 300) - row_of(6, 4, 6)).max() < 3
 
 
+def test_a_training_that_went_on_with_longer_clips_is_drawn():
+    """The frames of the longer ones begin where they do; held-out clips may be of either length."""
+    longer = records([(6, 6, 2), (6, 6, 2)])
+    found = records([(6, 6), (6, 6)]) + [{**record, "step": record["step"] + 40} for record in longer]
+    found += [{"step": 10, "split": "eval", "frame_loss": [5, 4]}]
+    picture = draw(found)
+    assert len(rows_of(picture, LAST, RIGHT - 20)) and not len(rows_of(picture, LAST, LEFT + 20))
+
+
 @pytest.mark.parametrize("losses", [[(4.0,)], [(3.0, 3.0)] * 2, [(0.0, 0.0)], np.ones((2, 40))])
 def test_whatever_there_is_can_be_drawn(losses):
     assert draw(records(losses)).std() > 1

@@ -32,7 +32,8 @@ def cross_entropy(logits, targets):
 
 def expected_loss(logits, targets, weights, frame_ids, first=0, stop=None) -> NextIdLoss:
     """By the definition: only places with a weight, only frames that are there, only columns [first, stop)."""
-    weighted, video = weights > 0, frame_ids >= 0
+    weighted, frame_ids = weights > 0, np.where(weights > 0, frame_ids, -1)
+    video = frame_ids >= 0
     entropy = cross_entropy(logits[..., first:stop], np.where(weighted, targets - first, 0))
     frames = [entropy[frame_ids == f].mean() if (frame_ids == f).any() else 0.0 for f in range(NUM_FRAMES)]
     return NextIdLoss(
@@ -57,6 +58,7 @@ def random_places() -> Places:
     frame_ids[2, 6:8] = -1  # a shorter row
     weights = np.where(frame_ids >= 0, rng.choice([0.5, 1, 2, 3.5], frame_ids.shape), 0).astype(np.float32)
     weights[:, 8] = 1
+    weights[1, 2:4] = 0  # a first frame that is given
     hidden = rng.normal(0, 1, (4, 10, 8)).astype(np.float32)
     head = rng.normal(0, 1.5, (8, 12)).astype(np.float32)
     best = (hidden @ head)[..., 2:9].argmax(-1) + 2

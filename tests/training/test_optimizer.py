@@ -31,6 +31,17 @@ def test_the_schedule_that_stays():
     np.testing.assert_allclose([schedule(step) for step in range(11)], expected, rtol=1e-5)
 
 
+def test_decay_spares_the_norms_of_stacked_layers():
+    model = dataclasses.replace(DEBUG_TRANSFORMER, num_text_ids=100, qk_norm=True)
+    params = jax.tree.map(jnp.ones_like, transformer.init_params(model, jax.random.key(0)))
+    optimizer = make_optimizer(CONFIG, NUM_STEPS)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(update, 0 if "norm" in name else -0.3 * 0.1 / 3, rtol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize("name", ["cosine", "wsd"])
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_schedule_of_a_short_training_reaches_the_peak(num_steps, name):

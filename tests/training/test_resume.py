@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -88,3 +89,7 @@ def test_a_stage_starts_from_the_one_before_on_another_mesh(tmp_path):
     other = dataclasses.replace(following, model=dataclasses.replace(DEBUG_TRANSFORMER, mlp_dim=64))
     with pytest.raises(ValueError, match="another model: config.model.mlp_dim is 128, wanted 64"):
         train_language_model(other, tmp_path / "stage2_other")
+    assert not (tmp_path / "stage2_other" / "tokens").exists()  # said before any work
+    shutil.rmtree(tmp_path / "stage1")
+    again = train_language_model(following, tmp_path / "stage2")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(second))
