@@ -5,7 +5,7 @@
 Trains a video tokenizer (single frames first, then clips) and a language model in three stages, samples 60 seconds of
 video from a prompt, and measures it on 64 held-out prompts. The same command goes on where it was stopped. Change the
 prompt with --config.sample.prompt="a blue 3 moves up". `:long` trains the model that travels with the package, on more
-data for an hour and a half, and measures it on 256 prompts; `:debug` does all of it in about a minute, with models too
+data for 110 minutes, and measures it on 256 prompts; `:debug` does all of it in about a minute, with models too
 small to be any good.
 """
 

@@ -7,8 +7,8 @@
 `--config.upload=OWNER/NAME` it goes to the Hugging Face Hub besides (`pip install "loong_jax[hub]"`), from where
 `hf:OWNER/NAME` is loaded. `--config.dtype=float16` halves the files, and `--config.texts_file=FILE` leaves out the
 embeddings of words that the lines of FILE do not use. `--config.format=llama` writes a LlamaForCausalLM of transformers
-instead, and `--config.llama_weights=DIR` takes the language model's weights from such a one. `:debug` exports the model
-of `configs/stage3.py:debug`.
+to <workdir>/llama instead, and `--config.llama_weights=DIR` takes the language model's weights from such a one.
+`:debug` exports the model of `configs/stage3.py:debug`.
 """
 
 from loong_jax.config import ExportJob

@@ -3,6 +3,8 @@
 Every step leaves its result in the workdir and is skipped when it is there, so a killed demo goes on where it stopped.
 """
 
+import dataclasses
+import json
 import time
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from loong_jax.training.tokenizer_job import train_tokenizer
 from loong_jax.video import contact_sheet, write_video
 
 _STAGES = ("stage1", "stage2", "stage3")
+_HELD_OUT = "held_out_prompts"
 
 
 def run_demo(job: DemoJob, workdir: Path) -> dict:
@@ -36,23 +39,43 @@ def run_demo(job: DemoJob, workdir: Path) -> dict:
     say("5/5 sampling and measuring")
     samples = workdir / "samples"
     pipe = pipeline.load(workdir / "stage3", job.sample.mesh)
+    _forget_others(job, pipe, samples)
     files = _sample(job, pipe, samples)
     results = {"tokenizer": _reconstruct(job, tokenizer, samples), "loss": _losses(job, workdir)}
     results["benchmark"] = _benchmark(job, pipe, samples)
     results["minutes"] = (time.perf_counter() - start) / 60
     write_report(workdir / "results.json", results)
-    files += [samples / "reconstruction.png", samples / "held_out_prompts.png", workdir / "results.json"]
+    files += [samples / "reconstruction.png", samples / f"{_HELD_OUT}.png", workdir / "results.json"]
     say(_describe(results, files))
     return results
 
 
+def _forget_others(job: DemoJob, pipe: pipeline.Pipeline, samples: Path) -> None:
+    """Remove the samples that are of another model or of other settings, so that they are made anew."""
+    settings = {
+        "model": pipe.fingerprint,
+        "sampling": dataclasses.asdict(_sampling(job, pipe)),
+        "seeds": [job.seed, job.sample.seed],
+        "num_eval_prompts": job.num_eval_prompts,
+    }
+    settings, known = json.loads(json.dumps(settings)), samples / "settings.json"
+    if not known.exists() or json.loads(known.read_text(encoding="utf-8")) != settings:
+        for file in (*_sample_files(job, samples), *samples.glob(f"{_HELD_OUT}.*")):
+            file.unlink(missing_ok=True)
+        write_report(known, settings)
+
+
+def _sample_files(job: DemoJob, samples: Path) -> list[Path]:
+    stem = job.sample.prompt.replace(" ", "_")
+    return [samples / f"{stem}{extension}" for extension in (".mp4", ".gif", ".png")]
+
+
 def _sample(job: DemoJob, pipe: pipeline.Pipeline, samples: Path) -> list[Path]:
     """The video that the user waited for, as mp4, gif and contact sheet."""
-    stem = samples / job.sample.prompt.replace(" ", "_")
-    files = [stem.with_suffix(extension) for extension in (".mp4", ".gif", ".png")]
+    files = _sample_files(job, samples)
     if not all(file.exists() for file in files):
         [video] = sample_videos(pipe, [job.sample.prompt], job.sample.seed, _sampling(job, pipe))
-        write_sample(stem, video, pipe.fps)
+        write_sample(files[0].with_suffix(""), video, pipe.fps)
     return files
 
 
@@ -92,17 +115,19 @@ def _benchmark(job: DemoJob, pipe: pipeline.Pipeline, samples: Path) -> dict:
     source = MovingDigits("test", data.frame_size, num_frames, data.two_digit_share)
     examples = [source[index] for index in range(job.num_eval_prompts)]
     scenes = [example["label"] for example in examples]
-    cached = samples / "held_out_prompts.npy"
+    cached = samples / f"{_HELD_OUT}.npy"
     if not cached.exists():
         videos = sample_videos(pipe, [canonical_caption(scene) for scene in scenes], job.seed, sampling)
         temporary = cached.with_suffix(".tmp.npy")
         np.save(temporary, videos)
         temporary.replace(cached)
-        write_result(samples.parent, "held_out_prompts", contact_sheet(list(videos[:12]), columns=12))
-        write_video(samples / "held_out_prompts.mp4", _mosaic(videos[:16]), pipe.fps)
+    videos = np.load(cached, allow_pickle=False)
+    if not (samples / f"{_HELD_OUT}.mp4").exists():
+        write_result(samples.parent, _HELD_OUT, contact_sheet(list(videos[:12]), columns=12))
+        write_video(samples / f"{_HELD_OUT}.mp4", _mosaic(videos[:16]), pipe.fps)
     seconds = min(10.0, sampling.seconds)
     return {
-        "sampled": _shares(digit_benchmark(np.load(cached, allow_pickle=False), scenes, pipe.fps, seconds)),
+        "sampled": _shares(digit_benchmark(videos, scenes, pipe.fps, seconds)),
         "real": _shares(digit_benchmark(np.stack([e["video"] for e in examples]), scenes, pipe.fps, seconds)),
     }
 

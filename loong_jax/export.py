@@ -18,23 +18,29 @@ from loong_jax.training.metrics import say
 
 
 def run_export(job: ExportJob, workdir: Path) -> Path:
-    """Write the model that ``job`` names to ``<workdir>/model``, and to the hub where that is asked for.
+    """Write the model that ``job`` names to ``<workdir>/model``, as a LLaMA to ``<workdir>/llama``, and to the hub.
 
     Raises:
         ValueError: the model, its weights or a file of texts or results cannot be read, or the hub refuses.
     """
     pipe = pipeline.load(pipeline.found(job.model_path, workdir))
     results = _read_results(job.results) if job.results else {}
-    params = jax.device_get(pipe.params)
+    params, known = jax.device_get(pipe.params), pipe.known_text_ids
     if job.llama_weights:
+        known = None
         params = from_hf(_read_llama(Path(job.llama_weights)), pipe.job.model)
-    folder = workdir / "model"
+    folder = workdir / ("llama" if job.format == "llama" else "model")
     folder.mkdir(parents=True, exist_ok=True)
     if job.format == "llama":
+        if known is not None:
+            say(f"The model knows {len(known)} ids of texts: of the others, the LLaMA's embeddings are zero.")
         save_safetensors(folder / "model.safetensors", to_hf(params, pipe.job.model))
         (folder / "config.json").write_text(json.dumps(hf_config(pipe.job.model), indent=2) + "\n", encoding="utf-8")
     else:
-        text_ids = _text_ids(Path(job.texts_file)) if job.texts_file else None
+        if job.texts_file:
+            asked = _text_ids(Path(job.texts_file))
+            known = asked if known is None else asked & known
+        text_ids = None if known is None else sorted(known)
         write_model(folder, pipe.job, params, pipe.generator.tokenizer, job.dtype, text_ids)
         (folder / CARD).write_text(_card(job, pipe, params, results), encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.iterdir())
@@ -44,14 +50,14 @@ def run_export(job: ExportJob, workdir: Path) -> Path:
     return folder
 
 
-def _text_ids(path: Path) -> list[int]:
+def _text_ids(path: Path) -> frozenset[int]:
     """The ids of all texts in a file, one a line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"texts_file {path} cannot be read as UTF-8 text: {error}.") from None
     text = TextTokenizer()
-    return sorted({number for line in lines for number in text.encode(line)})
+    return frozenset(number for line in lines for number in text.encode(line))
 
 
 def _read_llama(folder: Path) -> dict[str, np.ndarray]:

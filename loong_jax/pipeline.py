@@ -53,7 +53,7 @@ class Pipeline:
         self.frame_size = job.data.frame_size
         self.sampling = job.sampling
         self.job, self.params = job, params
-        self._text, self._known = TextTokenizer(), None if text_ids is None else frozenset(text_ids)
+        self._text, self.known_text_ids = TextTokenizer(), None if text_ids is None else frozenset(text_ids)
         self.generator = Generator(
             model=job.model,
             params=params,
@@ -187,8 +187,9 @@ class Pipeline:
                 f"The prompt {_short(prompt)} has {len(ids)} text ids; the model reads the first {limit}.",
                 stacklevel=4,
             )
-        if self._known is not None and not self._known.issuperset(ids):
-            words = [word for word in prompt.split() if not self._known.issuperset(self._text.encode(word))]
+        known = self.known_text_ids
+        if known is not None and not known.issuperset(ids):
+            words = [word for word in prompt.split() if not known.issuperset(self._text.encode(word))]
             warnings.warn(
                 f"The model takes no notice of {_short(' '.join(words))}: no text it was trained on has these words.",
                 stacklevel=4,

@@ -3,6 +3,7 @@
 What it leaves, that nothing is done twice, and that it comes out as it did before.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -16,6 +17,9 @@ import numpy as np
 import pytest
 
 import loong_jax
+from loong_jax import demo as demo_module
+from loong_jax.config import SamplingConfig
+from loong_jax.config_dict import load_job
 from loong_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +94,38 @@ def test_the_demo_leaves_a_minute_of_video_and_is_not_done_twice(demo):
     assert again.pop("minutes") > 0 and results.pop("minutes") > 0 and again == results
     assert "compiling" in said and "compiling" not in said_again
     assert seconds_again < seconds
+
+
+def test_samples_of_other_settings_are_not_taken_for_new_ones(tmp_path, monkeypatch):
+    """A video is sampled once, and again for another seed or number of prompts, or by a model that was trained on."""
+
+    class Pipe:
+        fps, fingerprint, sampling = 6.5, "1", SamplingConfig(seconds=1)
+
+    calls = []
+
+    def sample_videos(pipe, prompts, seed, sampling):
+        calls.append((pipe.fingerprint, len(prompts), seed))
+        return np.zeros((len(prompts), 6, 32, 32, 3), np.uint8)
+
+    monkeypatch.setattr(demo_module, "sample_videos", sample_videos)
+    job = load_job(ROOT / "configs", "demo:debug")
+
+    def run(job):
+        calls.clear()
+        demo_module._forget_others(job, Pipe, tmp_path / "samples")
+        demo_module._sample(job, Pipe, tmp_path / "samples")
+        demo_module._benchmark(job, Pipe, tmp_path / "samples")
+        return list(calls)
+
+    assert run(job) == [("1", 1, 0), ("1", 2, 0)] and run(job) == []
+    assert run(dataclasses.replace(job, num_eval_prompts=3)) == [("1", 1, 0), ("1", 3, 0)]
+    assert run(dataclasses.replace(job, seed=5)) == [("1", 1, 0), ("1", 2, 5)]
+    Pipe.fingerprint = "2"
+    assert run(dataclasses.replace(job, seed=5)) == [("2", 1, 0), ("2", 2, 5)]
+    (tmp_path / "samples" / "held_out_prompts.mp4").unlink()
+    assert run(dataclasses.replace(job, seed=5)) == []
+    assert (tmp_path / "samples" / "held_out_prompts.mp4").exists()
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def test_distances_are_of_the_clips_of_both_sets(folders, tmp_path, monkeypatch)
     same = EvaluateJob(videos=str(folders / "real"), reference=str(folders / "real"), **options)
     assert abs(run_evaluate(same, tmp_path)["videos"]["metrics"]["fvd"]) < 1e-6
     too_long = EvaluateJob(videos=str(folders / "real"), **options | {"fvd": FvdConfig(num_frames=16)})
-    with pytest.raises(ValueError, match="needs 16 frames; a window has 13: make it longer"):
+    with pytest.raises(ValueError, match="Video 0: .* needs 16 frames; a window has 13: make it longer"):
         run_evaluate(too_long, tmp_path)
 
 
@@ -109,6 +109,33 @@ def test_lossy_files_are_said(folders, tmp_path):
     with pytest.warns(UserWarning, match="1 videos are stored with loss .h264."):
         report = run_evaluate(EvaluateJob(videos=str(tmp_path / "lossy"), **PLAIN), tmp_path / "out")
     assert report["videos"]["storage"] == {"h264": 1}
+
+
+def test_files_of_one_name_are_one_video_and_the_best_is_taken(folders, tmp_path):
+    for index in (0, 1):
+        video = read_video(folders / "real" / f"{index}.mkv")
+        for extension in ("gif", "mkv", "mp4"):
+            write_video(tmp_path / "mixed" / f"{index}.{extension}", video, 6.5)
+    report = run_evaluate(EvaluateJob(videos=str(tmp_path / "mixed"), num_videos=2, **PLAIN), tmp_path / "out")
+    assert report["videos"]["storage"] == {"ffv1": 2} and [row["name"] for row in report["each"]] == ["0", "1"]
+
+
+def test_pairs_are_found_in_a_larger_folder(folders, tmp_path):
+    video = read_video(folders / "noisy" / "2.mkv")
+    write_video(tmp_path / "part" / "2.mkv", video, 6.5)
+    job = EvaluateJob(videos=str(tmp_path / "part"), reference=str(folders / "real"), num_videos=1, **PLAIN)
+    expected = psnr(video, read_video(folders / "real" / "2.mkv"))
+    assert run_evaluate(job, tmp_path / "out")["videos"]["metrics"]["psnr"] == pytest.approx(float(expected), abs=0.5)
+    write_video(tmp_path / "part" / "9.mkv", video, 6.5)
+    job = EvaluateJob(videos=str(tmp_path / "part"), reference=str(folders / "real"), **PLAIN)
+    with pytest.warns(UserWarning, match="has no video 9 .1 of 2 names"):
+        assert "psnr" not in run_evaluate(job, tmp_path / "out")["videos"]["metrics"]
+
+
+def test_windows_too_short_to_see_motion_leave_it_out(folders, tmp_path):
+    job = EvaluateJob(videos=str(folders / "real"), **PLAIN | {"window_seconds": 0.4})  # of 3 and 2 frames
+    report = run_evaluate(job, tmp_path)
+    assert "motion_amount" not in report["videos"]["metrics"] and report["videos"]["metrics"]["digit_first"] >= 0
 
 
 class Model:

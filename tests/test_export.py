@@ -94,12 +94,18 @@ def test_an_export_leaves_out_what_it_is_told_to(pipe, exported, tmp_path):
     assert card.startswith("---\nlicense: apache-2.0\n") and "| benchmark digit | 0.875 |" in card
     assert "`python train.py`" in card and "top_k: 7" in card and "| ok" not in card
 
+    # A model that knows some texts still says so when it is exported again, and knows no more for a longer list.
+    for more in ({}, {"texts_file": str(tmp_path / "texts.txt")}):
+        (tmp_path / "texts.txt").write_text(f"{PROMPT}\na blue 3\nan unknown zebra\n")
+        twice = run_export(ExportJob(model_path=str(made), **more), tmp_path / "twice")
+        assert loong_jax.load(twice).known_text_ids == loong_jax.load(made).known_text_ids
+
 
 def test_to_llama_and_back(pipe, exported, tmp_path):
-    llama = run_export(ExportJob(model_path=str(exported), format="llama"), tmp_path / "llama")
+    llama = run_export(ExportJob(model_path=str(exported), format="llama"), tmp_path)
     assert {file.name for file in llama.iterdir()} == {"config.json", "model.safetensors"}
     assert json.loads((llama / "config.json").read_text())["vocab_size"] == JOB.model.vocab_size
-    back = run_export(ExportJob(model_path=str(exported), llama_weights=str(llama)), tmp_path / "back")
+    back = run_export(ExportJob(model_path=str(exported), llama_weights=str(llama)), tmp_path)
     jax.tree.map(np.testing.assert_array_equal, rows_of(loong_jax.load(back).params), rows_of(pipe.params))
     with pytest.raises(ValueError, match="There are no safetensors in .*nothing: give the folder"):
         run_export(ExportJob(model_path=str(exported), llama_weights=str(tmp_path / "nothing")), tmp_path / "x")

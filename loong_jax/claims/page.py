@@ -299,4 +299,7 @@ def _spread(values: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
-    write_page(Path(sys.argv[1]))
+    workdir = Path(*sys.argv[1:2])
+    if not (workdir / "claims.json").exists():
+        sys.exit(f"There is no claims.json in {workdir}: give the workdir of configs/claims.py.")
+    write_page(workdir)

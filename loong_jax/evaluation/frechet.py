@@ -74,8 +74,9 @@ def cut_clips(
     length = (num_frames - 1) * stride + 1
     if len(video) < length:
         raise ValueError(
-            f"A clip of {num_frames} frames, {stride} apart, needs {length} frames; a window has {len(video)}: make it "
-            "longer (window_seconds), or the clip shorter (fvd.num_frames), or leave FVD out (measure_fvd=False)."
+            f"a clip of {num_frames} frames, {stride} apart, needs {length} frames; a window has {len(video)}: make it "
+            "longer (window_seconds), or the clip shorter (fvd.num_frames), or leave out the video, or FVD "
+            "(measure_fvd=False)."
         )
     middles = (np.arange(count) + 0.5) * len(video) / count
     starts = np.clip(np.floor(middles - length / 2 + 1e-6).astype(int), 0, len(video) - length)

@@ -78,8 +78,10 @@ def _measure_one(example: Example, judges: Judges, job: EvaluateJob) -> Record:
     if example.original is not None:
         originals = split_windows(example.original, fps, job.window_seconds)
     scores = [
-        _scores(part, original, example.prompt, judges, fps) for part, original in zip(windows, originals, strict=True)
+        _scores(part, original, example.prompt, judges) for part, original in zip(windows, originals, strict=True)
     ]
+    if min(map(len, windows)) >= 3:
+        scores = [score | motion_scores(part, fps) for score, part in zip(scores, windows, strict=True)]
     by_second, digits = {}, {}
     if example.scenes:
         by_second = digits_by_window(example.video, example.scenes, fps)
@@ -92,12 +94,12 @@ def _measure_one(example: Example, judges: Judges, job: EvaluateJob) -> Record:
         windows={name: [score[name] for score in scores] for name in scores[0]},
         by_second=by_second,
         digits=digits,
-        features=None if judges.i3d is None else _features(windows, judges.i3d, job),
+        features=None if judges.i3d is None else _features(example.name, windows, judges.i3d, job),
     )
 
 
-def _scores(video: Video, original: Video | None, prompt: str, judges: Judges, fps: float) -> dict[str, float]:
-    scores = motion_scores(video, fps) if len(video) >= 3 else {}
+def _scores(video: Video, original: Video | None, prompt: str, judges: Judges) -> dict[str, float]:
+    scores = {}
     if judges.clip is not None and prompt:
         scores["clipsim"] = judges.clip.similarity(video, prompt)
     if original is not None:
@@ -116,7 +118,12 @@ def _likeness(video, original, weights):
     return scores
 
 
-def _features(windows: Sequence[Video], weights: Weights, job: EvaluateJob) -> Float[np.ndarray, "windows clips 400"]:
+def _features(
+    name: str, windows: Sequence[Video], weights: Weights, job: EvaluateJob
+) -> Float[np.ndarray, "windows clips 400"]:
     cut = job.fvd
-    clips = [cut_clips(part, cut.clips_per_window, cut.num_frames, cut.stride) for part in windows]
+    try:
+        clips = [cut_clips(part, cut.clips_per_window, cut.num_frames, cut.stride) for part in windows]
+    except ValueError as error:
+        raise ValueError(f"Video {name}: {error}") from None
     return np.stack([clip_features(weights, part) for part in clips])

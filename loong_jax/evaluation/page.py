@@ -74,16 +74,17 @@ def _plots(report: dict[str, Any]) -> list[str]:
     """A plot of each metric that has more than one window, and of the digits by second."""
     sides = {"videos": report["videos"], "reference": report["reference"]}
     plots = []
-    for key, step in (("by_second", 1.0), ("by_window", report["protocol"]["window_seconds"])):
+    for key in ("by_second", "by_window"):
         for name in {name: None for side in sides.values() if side for name in side[key]}:
             lines = {}
             for side, values in ((side, part[key].get(name)) for side, part in sides.items() if part):
                 if values and sum(value is not None for value in values) > 1:
+                    step = 1.0 if key == "by_second" else sides[side]["seconds"] / len(values)
                     lines[side] = (step * (np.arange(len(values)) + 0.5), values)
             if "videos" in lines:
                 is_share = key == "by_second"
                 label = f"{name} right, share of the videos" if is_share else (METRICS | _DRIFT)[name][0]
-                end = step * max(len(values) for _, values in lines.values())
+                end = max(times[0] + times[-1] for times, _ in lines.values())
                 plots.append(f"<div>{line_plot(label, lines, end, (0.0, 1.0) if is_share else None)}</div>")
     return plots
 

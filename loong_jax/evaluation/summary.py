@@ -74,8 +74,9 @@ def distances(records: Sequence[Record], reference: Sequence[Record] | None, job
     found["metrics"] = {
         "fvd": frechet_distance(np.concatenate(windows), real),
         "fvd_fold_mean": float(np.mean(folds)),
-        "fvd_fold_deviation": float(np.std(folds, ddof=1)) if len(folds) > 1 else 0.0,
     }
+    if len(folds) > 1:
+        found["metrics"]["fvd_fold_deviation"] = float(np.std(folds, ddof=1))
     found["by_window"]["fvd"] = [frechet_distance(part, real) if len(part) > 1 else None for part in windows]
     found["clips"].append(len(real))
     return found

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.video import Video
 from loong_jax.video_file import EXTENSIONS, VideoFile
 
+_KEPT_BEST = (".mkv", ".avi", ".mov", ".mp4", ".webm", ".gif")  # of files of one name
 LOSSLESS = ("ffv1", "huffyuv", "ffvhuff", "utvideo", "rawvideo", "png")
 
 
@@ -45,7 +47,7 @@ class FolderVideos:
         Args:
             path: holds videos, and their texts in a table or in a file beside each; images are passed over.
             data: size and rate, and limits of what is read.
-            most: videos that are taken.
+            most: videos that are taken; of files that differ in their extension alone, the one that keeps most.
             originals: where each video has one of the same name in there, they are pairs.
             origin: what is said of where they come from; empty: the folder's name.
 
@@ -56,10 +58,25 @@ class FolderVideos:
         if not media:
             raise ValueError(f"Folder {path} holds no video: looked for {', '.join(EXTENSIONS)}.")
         self.origin, self.storage = origin or str(path), collections.Counter()
-        self._files = {str(Path(medium.key).with_suffix("")): medium for medium in media[:most]}
+        media.sort(key=lambda medium: _KEPT_BEST.index(medium.content.suffix.lower()), reverse=True)
+        self._all = {str(Path(medium.key).with_suffix("")): medium for medium in media}
+        self._files = {name: self._all[name] for name in sorted(self._all)[:most]}
         self._data = data
-        self.has_pairs = originals is not None and self._files.keys() <= originals._files.keys()
-        self._originals = originals if self.has_pairs else None
+        self._originals = self._paired(originals)
+        self.has_pairs = self._originals is not None
+
+    def _paired(self, originals: "FolderVideos | None") -> "FolderVideos | None":
+        """The folder that has a video of each name, if it is one."""
+        if originals is None:
+            return None
+        missing = sorted(self._files.keys() - originals._all.keys())
+        if 0 < len(missing) < len(self._files):
+            warnings.warn(
+                f"{originals.origin} has no video {missing[0]} ({len(missing)} of {len(self._files)} names are not "
+                "there): the videos are not compared one by one.",
+                stacklevel=3,
+            )
+        return None if missing else originals
 
     def __len__(self) -> int:
         return len(self._files)
@@ -75,7 +92,7 @@ class FolderVideos:
             yield Example(name, video, medium.caption, parse_caption(medium.caption), original)
 
     def _read(self, name: str) -> Video:
-        with VideoFile(self._files[name].content, self._data.limits) as file:
+        with VideoFile(self._all[name].content, self._data.limits) as file:
             self.storage[file.codec] += 1
             return file.read(size=self._data.frame_size, fps=self._data.fps)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from loong_jax.config import TransformerConfig, require
@@ -109,8 +110,15 @@ def save_safetensors(path: str | Path, tensors: Tensors) -> None:
 
 
 def load_safetensors(path: str | Path) -> Tensors:
-    """Read all tensors of one safetensors file."""
-    return load_file(path)
+    """Read all tensors of one safetensors file.
+
+    Raises:
+        ValueError: it is damaged, or no such file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}): download or convert it again.") from None
 
 
 def _merge_heads(name: str, value: np.ndarray) -> np.ndarray:

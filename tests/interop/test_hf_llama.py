@@ -94,6 +94,14 @@ def test_bfloat16_files_are_read_as_float32(stored, tmp_path):
     np.testing.assert_array_equal(params["embedding"][: config.vocab_size], low["model.embed_tokens.weight"])
 
 
+def test_a_damaged_file_is_said(stored, tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_safetensors(file, {"a": np.zeros(100, np.float32)})
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        load_safetensors(file)
+
+
 def test_weights_that_do_not_fit_are_refused(stored):
     config, tensors, _, _ = stored
     with pytest.raises(ValueError, match="lack 'model.layers.2.*9 such names.*of 3 layers"):
