@@ -12,14 +12,18 @@ import json
 import tarfile
 from pathlib import Path
 
+import msgpack
+
 from loong_jax.config import MediaLimits
 from loong_jax.data.bad_media import BadMedium
 from loong_jax.data.clips import MOST_CAPTION, Medium
 from loong_jax.video_file import EXTENSIONS, IMAGE_EXTENSIONS
 
 _KINDS = tuple(extension.removeprefix(".") for extension in (*EXTENSIONS, *IMAGE_EXTENSIONS))
-_OPEN_SHARDS = 64  # whose indices are kept
+_OPEN_PARQUETS = 64
 _MOST_METADATA = 2**24  # bytes of JSON
+_MOST_SIZE = 2**62  # that a header may claim; no file is as large
+_NAMES = "surrogateescape"  # of files, whose names need not be UTF-8
 
 
 class WebShards:
@@ -68,9 +72,13 @@ def _num_examples(shard: Path) -> int:
     return _open_parquet(shard).metadata.num_rows
 
 
-@functools.lru_cache(_OPEN_SHARDS)
-def _tar_index(shard: Path) -> list[tuple[str, dict[str, tuple[int, int]]]]:
-    """(key, {extension: (offset, size)}) of every example; of a tar that breaks off, those before."""
+@functools.cache
+def _tar_index(shard: Path) -> list[bytes]:
+    """(key, {extension: (offset, size)}) of every example, packed; of a tar that breaks off, those before.
+
+    It is kept for all shards, in about 100 bytes an example: who reads in random order would look through a whole tar
+    for each of them.
+    """
     members: dict[str, dict[str, tuple[int, int]]] = {}
     place = -1
     try:
@@ -81,17 +89,17 @@ def _tar_index(shard: Path) -> list[tuple[str, dict[str, tuple[int, int]]]]:
                 place = member.offset
                 if member.isfile() and not member.issparse():
                     key, _, extension = member.name.rpartition(".")
-                    members.setdefault(key, {})[extension.lower()] = (member.offset_data, member.size)
+                    members.setdefault(key, {})[extension.lower()] = (member.offset_data, min(member.size, _MOST_SIZE))
     except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError):
         pass  # headers that lie about sizes, or lead to others without end, raise all of these
     except OSError as error:
         if error.errno != errno.EINVAL:  # of a place that no file can have
             raise
-    return sorted(members.items())
+    return [msgpack.packb(example, unicode_errors=_NAMES) for example in sorted(members.items())]
 
 
 def _from_tar(shard: Path, row: int, most: int) -> Medium:
-    key, parts = _tar_index(shard)[row]
+    key, parts = msgpack.unpackb(_tar_index(shard)[row], unicode_errors=_NAMES)
     kind = next((kind for kind in _KINDS if kind in parts), None)
     if kind is None:
         raise BadMedium("no media", f"{shard.name} has only {', '.join(parts)} for {key}")
@@ -124,7 +132,7 @@ def _caption(text: bytes, metadata: bytes) -> str:
         raise BadMedium("metadata is not JSON") from None
 
 
-@functools.lru_cache(_OPEN_SHARDS)
+@functools.lru_cache(_OPEN_PARQUETS)
 def _open_parquet(shard: Path):
     import pyarrow  # comes with tensorflow-datasets, and takes a while to import
     import pyarrow.parquet

@@ -56,6 +56,17 @@ def test_every_example_of_every_tar_in_order(shards):
     assert media[5].key == "00002.tar/000020002" and media[5].content == encode_video(12, 80)
 
 
+def test_a_tar_is_looked_through_once_however_many_there_are(tmp_path, monkeypatch):
+    opened, really = [], tarfile.open
+    for shard in range(80):
+        write_tar(tmp_path / f"{shard:05d}.tar", {f"a{shard}é": {"mp4": b"video", "txt": b"text"}})
+    monkeypatch.setattr(tarfile, "open", lambda path, *mode: opened.append(path) or really(path, *mode))
+    for _ in range(2):
+        media = WebShards(tmp_path)
+        assert [media[place].key for place in range(80)] == [f"{n:05d}.tar/a{n}é" for n in range(80)]
+    assert len(opened) == len(set(opened)) == 80
+
+
 def test_as_a_source(shards):
     data = DataConfig(source=f"web_shards:{shards}", frame_size=16, num_frames=5, fps=8, held_out_every=3)
     train, test = (make_source(data, split) for split in ("train", "test"))
