@@ -2,9 +2,10 @@
 # The whole recipe on one machine with NVIDIA GPUs: installs, looks whether all is well, trains and samples.
 #
 #   launch/gpu_node.sh VIDEOS RUNS [SIZE] [FLAGS]
+#   TOKENIZER_FLAGS=--config.train.batch_size=64 launch/gpu_node.sh videos runs 700m
 #
-# Run it in the folder of the checkout; arguments are those of launch/recipe.sh. Needs Python 3.11 or newer and a driver
-# for CUDA 12. The same command goes on where it was stopped.
+# Run it in the folder of the checkout; arguments are those of launch/recipe.sh, the second are for 8 GPUs of 80 GB. Needs
+# Python 3.11 or newer and a driver for CUDA 12. The same command goes on where it was stopped.
 set -euo pipefail
 
 runs="${2:?usage: launch/gpu_node.sh VIDEOS RUNS [SIZE] [FLAGS]}"

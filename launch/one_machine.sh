@@ -2,11 +2,11 @@
 # The whole recipe on one machine: tokenizer, three stages, a sample. All of its GPUs or TPU chips are used.
 #
 #   launch/one_machine.sh VIDEOS RUNS [SIZE] [FLAGS]
+#   TOKENIZER_FLAGS=--config.train.batch_size=32 launch/one_machine.sh videos runs 700m --config.accumulate=2
 #
-# Arguments are those of launch/recipe.sh, and the same command goes on where it was stopped.
+# Arguments are those of launch/recipe.sh, and the same command goes on where it was stopped. The second is for 8 v6e: what
+# fits where is in launch/README.md.
 set -euo pipefail
 
-runs="${2:?usage: launch/one_machine.sh VIDEOS RUNS [SIZE] [FLAGS]}"
-launch/recipe.sh "$@"
-echo "== sample"
-exec python -m loong_jax.main --config=configs/sample.py --workdir="$runs/sample" --config.model_path=../stage3
+: "${2:?usage: launch/one_machine.sh VIDEOS RUNS [SIZE] [FLAGS]}"
+SAMPLE=yes exec launch/recipe.sh "$@"

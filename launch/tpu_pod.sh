@@ -4,11 +4,12 @@
 #
 #   launch/tpu_pod.sh NAME ZONE TYPE SHARE [SIZE] [FLAGS]
 #   launch/tpu_pod.sh loong us-east5-b v6e-64 10.0.0.2:/share 7b --config.choose_mesh=True
-#   SLICES=4 launch/tpu_pod.sh loong us-east5-b v6e-64 10.0.0.2:/share 7b
+#   SLICES=4 TOKENIZER_FLAGS=--config.mesh.data=4 \
+#     launch/tpu_pod.sh loong us-east5-b v6e-64 10.0.0.2:/share 7b --config.choose_mesh=True
 #
 # TYPE: v5litepod-N, v5p-N or v6e-N. SHARE: an NFS folder in the same network, as of Filestore, that holds videos/ and gets
-# runs/. SIZE and FLAGS are those of launch/recipe.sh. SPOT=no asks for chips that stay. It runs for as long as the
-# training, so start it in tmux; at its end the chips are given back, and after an error they stay until you say
+# runs/. SIZE, FLAGS and TOKENIZER_FLAGS are those of launch/recipe.sh. SPOT=no asks for chips that stay. It runs for as
+# long as the training, so start it in tmux; at its end the chips are given back, and after an error they stay until you say
 # gcloud compute tpus queued-resources delete NAME --zone=ZONE --force
 set -euo pipefail
 
@@ -29,13 +30,24 @@ if ((slices > 1)); then
 fi
 [[ "${SPOT:-yes}" == no ]] || shape+=(--spot)
 
-archive="$(mktemp -d)/loong_jax.tgz"
-trap 'rm -rf "$(dirname "$archive")"' EXIT
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+archive="$scratch/loong_jax.tgz"
 git archive --format=tar.gz --output="$archive" HEAD
 command="rm -rf loong_jax && mkdir loong_jax && tar xzf loong_jax.tgz -C loong_jax && cd loong_jax &&$(printf ' %q' \
-  exec launch/tpu_host.sh "$share" "${@:5}")"
+  exec env "TOKENIZER_FLAGS=${TOKENIZER_FLAGS:-}" launch/tpu_host.sh "$share" "${@:5}")"
 
 queue() { gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@:2}"; }
+look() { # sets state, ABSENT where there are no such chips; a look that fails otherwise says nothing of them
+  until state="$(queue describe --format="value(state.state)" 2>"$scratch/error")"; do
+    if grep -q NOT_FOUND "$scratch/error"; then
+      state=ABSENT
+      return
+    fi
+    echo "== cannot look, trying again: $(tail -n 1 "$scratch/error")" >&2
+    sleep "$pause"
+  done
+}
 on_all() { # FUNCTION: with every slice at once; fails where it fails for one
   local jobs=() code=0 node
   for node in "${nodes[@]}"; do "$1" "$node" & jobs+=($!); done
@@ -46,10 +58,10 @@ send() { gcloud compute tpus tpu-vm scp "$archive" "$1:loong_jax.tgz" --zone="$z
 train() { gcloud compute tpus tpu-vm ssh "$1" --zone="$zone" --worker=all --command="$command"; }
 
 while :; do
-  state="$(queue describe --format="value(state.state)" 2>/dev/null || true)"
-  echo "== ${state:-asking for chips}"
+  look
+  echo "== $state"
   case "$state" in
-    "") queue create --accelerator-type="$type" --runtime-version="$runtime" "${shape[@]}" ;;
+    ABSENT) queue create --accelerator-type="$type" --runtime-version="$runtime" "${shape[@]}" ;;
     FAILED | SUSPENDED) queue delete --force --quiet ;;
     ACTIVE)
       code=0
@@ -59,7 +71,7 @@ while :; do
         exit 0
       fi
       sleep "$pause" # in which chips that were taken away are known to be
-      state="$(queue describe --format="value(state.state)" 2>/dev/null || true)"
+      look
       if [[ "$state" == ACTIVE ]]; then
         echo "error: the training ended with code $code, and the chips are there: see above, and start the same again" >&2
         exit "$code"
