@@ -98,7 +98,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if _CONFIG.value is None:
             raise ValueError("--config=configs/NAME.py is needed.")
         values = _CONFIG.value.to_dict()  # a file that failed to load raises here, not when it was parsed
-        from_config_dict(values)  # here, too: with --only_check_args absl ends after this
+        if flags.FLAGS.only_check_args:  # with which absl ends after this
+            from_config_dict(values)
         return rest
     except Exception as error:  # of many types: a config file is code, and its settings are parsed in many ways
         _fail(explain(argv[1:], error))
