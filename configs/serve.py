@@ -7,7 +7,8 @@ travels with the package, or `--config.model_path=../stage3`: the workdir of a l
 workdir, or a model folder; `sampling` holds what a request does not say. One video is sampled at a time, the next ones
 wait in a queue of `limits.max_waiting`; past that the answer is "busy" (503, with Retry-After).
 `--config.host=0.0.0.0` opens it to other machines, and `--config.token_file=FILE` asks everyone for the secret in that
-file. Ctrl-C ends it.
+file; to strangers open it behind a reverse proxy alone, which has TLS and closes connections that say nothing. Ctrl-C
+ends it.
 
 The API, which /api/openapi.json describes in full; with a token, send `Authorization: Bearer TOKEN`:
 

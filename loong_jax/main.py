@@ -25,6 +25,8 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, e
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples: runs/NAME by default.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", True, "Join the job's other processes: see loong_jax/distributed.py.")
 
+_OF_MODELS = ("checkpoints", "language_model.safetensors")  # in the folders of trainings and of exported models
+
 
 def run_job(job: config.Job, workdir: Path) -> None:
     """Run ``job`` in ``workdir``; what an earlier run has finished there is not done again."""
@@ -40,6 +42,10 @@ def run_job(job: config.Job, workdir: Path) -> None:
         raise ValueError(f"--workdir={workdir} is a file: name a folder, which is made where there is none.")
     workdir.mkdir(parents=True, exist_ok=True)
     is_training = isinstance(job, config.TokenizerJob | config.LanguageModelJob)
+    if not is_training and any((workdir / name).exists() for name in _OF_MODELS):
+        raise ValueError(
+            f"--workdir={workdir} holds a trained model, and {job.task} writes files of its own: name another folder."
+        )
     if distributed.is_first() and not is_training:  # which writes it once it has checked what it needs
         (workdir / "config.json").write_text(json.dumps(to_json_dict(job), indent=2) + "\n")
     # Imported here, so that a mistake in the settings is found before JAX starts.

@@ -14,13 +14,14 @@ import numpy as np
 
 from loong_jax import checkpoint, sharding
 from loong_jax.chips import host_memory
-from loong_jax.config import ConfigError, LanguageModelJob, MeshConfig, SamplingConfig
+from loong_jax.config import ConfigError, LanguageModelJob, MeshConfig, SamplingConfig, in_all_rounds
 from loong_jax.config_dict import build, from_config_dict
 from loong_jax.data.text import TextTokenizer
 from loong_jax.hub import HUB, fetch
 from loong_jax.model_folder import PACKAGE, is_model_folder, packaged, read_model
 from loong_jax.models import transformer
 from loong_jax.sampling.long_video import Generator, Piece, Request, show
+from loong_jax.sampling.rounds import most_kept
 from loong_jax.sampling.saved_ids import Origin, SavedIds
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.vocab import LatentGrid
@@ -154,7 +155,7 @@ class Pipeline:
             name = sorted(changes.keys() - own.keys())[0]
             raise ValueError(f"{name} is not a sampling option: use {', '.join(sorted(own))}.")
         plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in changes.items()}
-        return build(SamplingConfig, own | plain, "sampling")
+        return build(SamplingConfig, own | in_all_rounds(plain), "sampling")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -170,6 +171,11 @@ class Pipeline:
     def num_frames(self, config: SamplingConfig) -> int:
         """Frames of a video that is sampled so."""
         return _num_frames(config, self.fps)
+
+    def frames_read(self, config: SamplingConfig) -> int:
+        """Frames at the end of a given video that are read to continue it so."""
+        tokenizer = self.generator.tokenizer.config
+        return tokenizer.pixel_frames(most_kept(config, tokenizer))
 
     @property
     def ids_per_frame(self) -> float:
@@ -212,9 +218,8 @@ class Pipeline:
                 f"The model's frames are uint8 [{size[0]}, {size[1]}, 3]; got {frames.dtype} {frames.shape[1:]} x "
                 f"{len(frames) if frames.ndim else 0}: resize them (read_video takes size=...)."
             )
-        factor = self.generator.tokenizer.config.temporal_factor
-        usable = min(len(frames), config.reencode_frames)
-        usable -= (usable - 1) % factor
+        usable = min(len(frames), self.frames_read(config))
+        usable -= (usable - 1) % self.generator.tokenizer.config.temporal_factor
         return np.broadcast_to(frames[-usable:], (batch, usable, *size)).copy()
 
 

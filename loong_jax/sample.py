@@ -5,6 +5,7 @@ import datetime
 import itertools
 import re
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,12 @@ def run_sample(job: SampleJob, workdir: Path) -> list[Path]:
         return _decode(job, model_path, workdir)
     prompts = read_prompts(job.prompt, job.prompts_file)
     pipe = pipeline.load(model_path, job.mesh)
-    start = _read_start(job, pipe)
+    start, options = _read_start(job, pipe), vars(job.sampling.over(pipe.sampling))
+    batches = {first: prompts[first : first + job.batch_size] for first in range(0, len(prompts), job.batch_size)}
+    for first, batch in batches.items():  # an impossible one is said before hours go into the others
+        pipe.request([parse_prompt(line) for line in batch], job.seed + first, **start, **options)
     paths = []
-    for first in range(0, len(prompts), job.batch_size):
-        batch = prompts[first : first + job.batch_size]
+    for first, batch in batches.items():
         stems = [_stem(workdir, first + index, prompt, job.seed) for index, prompt in enumerate(batch)]
         paths += _sample_batch(job, pipe, batch, stems, job.seed + first, start)
     return paths
@@ -77,7 +80,8 @@ def _sample_batch(
     files = [SampleFiles(stem, request.num_frames, pipe.fps, _outputs(job)) for stem in stems]
     paths = [path for file in files for path in file.paths]
     num_saved = min(len(saved) for saved in ids)
-    if num_saved == pipe.generator.num_latents(request) and all(path.exists() for path in paths):
+    is_whole = num_saved == pipe.generator.num_latents(request)
+    if is_whole and all(_is_made_of(file.paths, saved) for file, saved in zip(files, ids, strict=True)):
         say(f"{', '.join(stem.name for stem in stems)}: there already")
         return paths
     num_saved = pipe.generator.num_whole(request, num_saved)
@@ -104,6 +108,12 @@ def _sample_batch(
     return paths
 
 
+def _is_made_of(paths: list[Path], saved: SavedIds) -> bool:
+    """Whether all files are there, and none is of ids that were there before."""
+    made = saved.path.stat().st_mtime
+    return all(path.exists() and path.stat().st_mtime >= made for path in paths)
+
+
 def _decode(job: SampleJob, model_path: Path, workdir: Path) -> list[Path]:
     """Make the videos of saved ids, a file or all of a folder's."""
     path = Path(job.decode)
@@ -113,6 +123,9 @@ def _decode(job: SampleJob, model_path: Path, workdir: Path) -> list[Path]:
     tokenizer = pipeline.load_tokenizer(model_path)
     paths = []
     for saved in map(SavedIds, found):
+        if path.is_dir() and not len(saved):
+            warnings.warn(f"{saved.path} holds no latent frame yet: it is passed over.", stacklevel=2)
+            continue
         request, pieces = pipeline.show_saved(saved, tokenizer)
         files = SampleFiles(workdir / "samples" / saved.path.stem, request.num_frames, saved.origin.fps, _outputs(job))
         progress, done = ProgressReport(f"decoding {saved.path.stem}", request.num_frames), 0
@@ -168,7 +181,7 @@ def _read_start(job: SampleJob, pipe: pipeline.Pipeline) -> dict[str, np.ndarray
             return {"image": file.read(size=pipe.frame_size, num_frames=1)[0]}
     if job.video:
         with VideoFile(job.video) as file:
-            begin = (file.duration or 0.0) - (job.sampling.over(pipe.sampling).reencode_frames + 1) / pipe.fps
+            begin = (file.duration or 0.0) - (pipe.frames_read(job.sampling.over(pipe.sampling)) + 1) / pipe.fps
             return {"video": file.read(size=pipe.frame_size, fps=pipe.fps, start=max(0.0, begin))}
     return {}
 

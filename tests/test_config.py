@@ -312,5 +312,11 @@ def test_changes_of_the_sampling():
     model = SamplingConfig(temperature=(0.7, 0.5), top_k=10, decoding=DecodingConfig(weights="int8"))
     changed = SamplingChanges(top_k=0, seconds=5.0).over(model)
     assert changed == SamplingConfig(temperature=(0.7, 0.5), top_k=0, seconds=5.0)
+    # What is asked for holds in all rounds, whatever the model has for those that continue.
+    model = SamplingConfig(continuation_temperature=0.2, continuation_guidance_scale=1.3)
+    changed = SamplingChanges(temperature=0.9, guidance_scale=1.0).over(model)
+    assert changed.continuing.temperature == 0.9 and not changed.is_guided
+    assert SamplingChanges(temperature=0.9, continuation_temperature=0.4).over(model).continuing.temperature == 0.4
+    assert SamplingChanges(top_k=5).over(model).continuing.temperature == 0.2
     with pytest.raises(ConfigError, match="sampling.top_k=-1"):
         SamplingChanges(top_k=-1)

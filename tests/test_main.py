@@ -108,6 +108,15 @@ def test_configs_that_are_not_here_are_named(tmp_path, monkeypatch):
         locate_config(["--config=configs/x/sample.py"])
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "language_model.safetensors"])
+def test_the_files_of_a_model_are_not_written_over(name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / "config.json").write_text("the model's")
+    result = run("--config=configs/sample.py", f"--workdir={tmp_path}")
+    assert result.returncode == 2 and "holds a trained model, and sample writes files of its own" in result.stderr
+    assert (tmp_path / "config.json").read_text() == "the model's"
+
+
 def test_a_config_file_that_fails(tmp_path):
     (tmp_path / "mine.py").write_text("def get_config(variant):\n    return 1 / 0\n")
     message = explain([f"--config={tmp_path}/mine.py", "--workdir=w"], TypeError())

@@ -22,6 +22,8 @@ from loong_jax.data.sources import make_source
 from loong_jax.models import transformer
 from loong_jax.pipeline import Pipeline
 from loong_jax.previews import Previews
+from loong_jax.sampling import clip_sampler
+from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.training.lm_job import find_tokenizer, train_language_model
 from loong_jax.video import contact_sheet
 from loong_jax.video_file import read_video
@@ -44,9 +46,9 @@ def test_the_picture_is_of_the_parameters_at_that_evaluation(tmp_path, capsys):
     seen, own = [], Previews(JOB)
 
     def preview(params, tokenizer, texts):
-        picture = own(params, tokenizer, texts)
-        seen.append((jax.device_get(params), texts, picture))
-        return picture
+        pictures = own(params, tokenizer, texts)
+        seen.append((jax.device_get(params), texts, pictures["samples"]))
+        return pictures
 
     train_language_model(JOB, tmp_path / "run", preview=preview)
     held_out = make_source(JOB.data, "test", num_examples=2)
@@ -61,12 +63,34 @@ def test_the_picture_is_of_the_parameters_at_that_evaluation(tmp_path, capsys):
     np.testing.assert_array_equal(contact_sheet(list(videos), columns=5), picture)
 
 
-def test_a_model_of_single_images(tmp_path):
+def test_a_model_of_single_images(tmp_path, monkeypatch):
     job = dataclasses.replace(JOB, data=dataclasses.replace(JOB.data, num_frames=1))
     params = transformer.init_params(job.model, jax.random.key(0))
-    shardings = jax.tree.map(lambda x: NamedSharding(sharding.make_mesh(JOB.mesh), PartitionSpec()), params)
-    picture = Previews(job)(jax.device_put(params, shardings), find_tokenizer(job, tmp_path), ["a red 7", "a 3"])
-    assert picture.shape == (2 * 66, 66, 3)
+    mesh = sharding.make_mesh(JOB.mesh)
+    shardings = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), params)
+    (tmp_path / "tokenizer").mkdir()
+    find_tokenizer(job, tmp_path).save(tmp_path / "tokenizer")
+    tokenizer = VideoTokenizer.load(tmp_path / "tokenizer")  # on one device, where the training has eight
+    with jax.set_mesh(mesh):
+        before = clip_sampler.prompt_ids
+        marked = []
+        monkeypatch.setattr(
+            clip_sampler, "prompt_ids", lambda *text, **is_image: marked.append(is_image) or before(*text, **is_image)
+        )
+        pictures = Previews(job)(jax.device_put(params, shardings), tokenizer, ["a red 7", "a 3"])
+    assert pictures["samples"].shape == (2 * 66, 66, 3)
+    assert marked and all(
+        mark == {"is_image": True} for mark in marked
+    )  # it was trained on texts that are followed by an image
+
+
+def test_a_training_does_not_end_for_a_picture(tmp_path):
+    job = dataclasses.replace(JOB, sampling=SamplingConfig(negative_prompt="a blue 3"))
+    previews, mesh = Previews(job), sharding.make_mesh(JOB.mesh)
+    params = jax.device_put(transformer.init_params(job.model, jax.random.key(0)), NamedSharding(mesh, PartitionSpec()))
+    with pytest.warns(UserWarning, match="goes on without samples.png: sampling.negative_prompt needs"):
+        assert previews(params, find_tokenizer(job, tmp_path), ["a red 7"]) == {}
+    assert previews(params, find_tokenizer(job, tmp_path), ["a red 7"]) == {}
 
 
 def test_several_processes_cannot(monkeypatch):

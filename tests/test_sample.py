@@ -89,6 +89,12 @@ def test_every_prompt_has_its_files(pipe, rolled_out, tmp_path, capsys):
     assert "frames/s" in said and "ids/s" in said and "left" in said and said.count("wrote") == 12
 
 
+def test_all_prompts_are_looked_at_before_the_first_is_sampled(pipe, rolled_out, tmp_path):
+    with pytest.raises(ValueError, match="must change at the same seconds"):
+        run_sample(SampleJob(prompt="one|two|three|four @2s five", batch_size=2, sampling=TWO_SECONDS), tmp_path)
+    assert not rolled_out and not (tmp_path / "samples").exists()
+
+
 def test_what_is_written_is_kept_when_a_later_one_fails(pipe, monkeypatch, tmp_path):
     whole = Generator.roll_out
 

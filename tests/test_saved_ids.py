@@ -1,6 +1,7 @@
 """Ids on disk: a run that is killed at any time goes on to the same files, and ids alone give the same video."""
 
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -95,8 +96,16 @@ def test_what_is_whole_is_not_done_again(pipe, monkeypatch, tmp_path, capsys):
     job = dataclasses.replace(JOB, outputs="mp4", sampling=SamplingChanges(seconds=1.0))
     files = run_sample(job, tmp_path)
     before, roll_out = files[0].read_bytes(), Generator.roll_out
+
+    def roll_out_saved(self, request, saved=None):
+        assert saved.shape[1] == self.num_latents(request)
+        return roll_out(self, request, saved)
+
     monkeypatch.setattr(Generator, "roll_out", lambda *args: pytest.fail("sampled again"))
     assert run_sample(job, tmp_path) == files and "there already" in capsys.readouterr().out
+    os.utime(files[0], (0, 0))  # of ids that were there before, and made anew of those that are
+    monkeypatch.setattr(Generator, "roll_out", roll_out_saved)
+    assert run_sample(job, tmp_path) == files and files[0].read_bytes() == before
     monkeypatch.setattr(Generator, "roll_out", roll_out)
     # Other settings are another video; the ids of those before stay.
     ids = files[0].with_suffix(".ids")
@@ -154,6 +163,12 @@ def test_files_that_are_no_ids_are_named(pipe, whole, tmp_path):
         SavedIds(tmp_path / "missing.ids")
     (tmp_path / "other.ids").write_bytes(content.replace(pipe.generator.tokenizer.fingerprint.encode(), 16 * b"0"))
     (tmp_path / "none.ids").write_bytes(header + b"\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.ids").write_bytes(header + b"\n")
+    (tmp_path / "folder" / "b.ids").write_bytes(content)
+    with pytest.warns(UserWarning, match="a.ids holds no latent frame yet"):
+        made = run_sample(dataclasses.replace(JOB, decode=str(tmp_path / "folder"), outputs="mp4"), tmp_path / "made")
+    assert [path.name for path in made] == ["b.mp4"]
     for name, said in (("other", "ids of tokenizer 0000"), ("none", "no latent frame yet")):
         with pytest.raises(ValueError, match=said):
             run_sample(dataclasses.replace(JOB, decode=str(tmp_path / f"{name}.ids")), tmp_path)

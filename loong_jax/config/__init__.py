@@ -31,7 +31,15 @@ from loong_jax.config.model import (
     LossConfig,
     TransformerConfig,
 )
-from loong_jax.config.sampling import DecodingConfig, IntSchedule, SamplingChanges, SamplingConfig, Schedule, by_frame
+from loong_jax.config.sampling import (
+    DecodingConfig,
+    IntSchedule,
+    SamplingChanges,
+    SamplingConfig,
+    Schedule,
+    by_frame,
+    in_all_rounds,
+)
 from loong_jax.config.serving import ServeJob, ServingLimits
 from loong_jax.config.sources import SourceName, is_tokens, parse_sources
 from loong_jax.config.tokenizer import (
@@ -94,6 +102,7 @@ __all__ = [
     "TrainConfig",
     "TransformerConfig",
     "by_frame",
+    "in_all_rounds",
     "is_tokens",
     "parse_sources",
     "require",

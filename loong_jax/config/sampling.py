@@ -53,7 +53,7 @@ class SamplingConfig:
     sink_latents: int = 1  # of "window": latent frames from the video's beginning
     window_latents: int = 8  # and from its end so far
     candidates: int = 1  # of each round, of which the likeliest is kept; frames then come by the round
-    # Of the rounds that continue a video, where errors add up; 0: those above.
+    # Of the rounds that continue a video, or a given image, where errors add up; 0: those above.
     continuation_temperature: Schedule = 0.0
     continuation_guidance_scale: Schedule = 0.0
     decoding: DecodingConfig = DecodingConfig()
@@ -121,7 +121,14 @@ class SamplingChanges:
 
     def over(self, own: SamplingConfig) -> SamplingConfig:
         """A model's own settings with these changes."""
-        return dataclasses.replace(own, **{name: value for name, value in vars(self).items() if value is not None})
+        changes = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(own, **in_all_rounds(changes))
+
+
+def in_all_rounds(changes: dict) -> dict:
+    """Changes by name; a temperature or scale holds in rounds that continue a video too, unless they get their own."""
+    continuing = {f"continuation_{name}": 0.0 for name in ("temperature", "guidance_scale") if name in changes}
+    return continuing | changes
 
 
 def by_frame(schedule: Schedule | IntSchedule) -> tuple:

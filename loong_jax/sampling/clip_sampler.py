@@ -115,7 +115,8 @@ class ClipSampler:
             yield codes[:batch].reshape(batch, grid.height, grid.width), *(part[:batch] for part in likelihood)
 
     def _prompt(self, text: list[int] | None) -> list[int]:
-        return prompt_ids(None if text is None else text[: self._shape.max_text_ids], self._vocabulary)
+        ids = None if text is None else text[: self._shape.max_text_ids]
+        return prompt_ids(ids, self._vocabulary, is_image=self._shape.grid.frames == 1)
 
     def _left_padded(self, sequences: list[tuple[list[int], Int[np.ndarray, " n"]]]) -> tuple[np.ndarray, ...]:
         """Tokens, positions and validity [rows, prompt_slots], and the positions [rows, steps] that follow each row."""

@@ -39,6 +39,11 @@ def plan_rounds(
     """
     most, frames = most_kept(sampling, tokenizer), tokenizer.pixel_frames(clip_frames)
     is_one_clip = not num_given and not changes and num_frames <= frames
+    if clip_frames == 1 and not is_one_clip:
+        raise ConfigError(
+            "The model was trained on single images: it makes one frame of one text, sampling.seconds=0.01, and goes "
+            "on from none; take the model of a later stage."
+        )
     if most >= clip_frames and not is_one_clip:
         if sampling.continuation == "window":
             field, value = "window_latents", sampling.window_latents

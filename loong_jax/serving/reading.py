@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 
-from loong_jax.config import MediaLimits, ServeJob, ServingLimits, require
+from loong_jax.config import MediaLimits, ServeJob, ServingLimits, in_all_rounds, require
 from loong_jax.pipeline import Pipeline
 from loong_jax.sampling.long_video import Request
 from loong_jax.serving.messages import VideoRequest
@@ -50,7 +50,7 @@ class RequestReader:
             require(change.second < seconds, "second", change.second, f"the video ends at {seconds:g}")
         script = [(0.0, asked.prompt), *((change.second, change.prompt) for change in asked.changes)]
         image = None if asked.image is None else _read_image(asked.image, self._pipe.frame_size, limits)
-        return self._pipe.request(script, asked.seed, image=image, **self._defaults | chosen)
+        return self._pipe.request(script, asked.seed, image=image, **self._defaults | in_all_rounds(chosen))
 
     def _check_text(self, text: str) -> None:
         most = self._limits.max_prompt_length

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from loong_jax import pipeline
-from loong_jax.config import ServeJob
+from loong_jax.config import ServeJob, in_all_rounds
 from loong_jax.pipeline import Pipeline
 from loong_jax.training.metrics import say
 
@@ -30,7 +30,7 @@ _HERE = ["127.0.0.1", "localhost", "[::1]"]
 
 
 def run_serve(job: ServeJob, workdir: Path) -> None:
-    """Serve the model of ``job`` until SIGTERM or Ctrl-C; videos are kept in ``<workdir>/videos`` for a while.
+    """Serve the model of ``job`` until SIGTERM or Ctrl-C; videos are in ``<workdir>/videos/<port>`` for a while.
 
     Raises:
         ValueError: there is no model or no token to read, or the address cannot be had.
@@ -40,7 +40,7 @@ def run_serve(job: ServeJob, workdir: Path) -> None:
         pipe = pipeline.load(pipeline.found(job.model_path, workdir), job.mesh)
         say("compiling the sampler")
         warm_up(pipe, job)
-        with Worker(pipe, job.limits, workdir / "videos") as worker:
+        with Worker(pipe, job.limits, workdir / "videos" / str(job.port)) as worker:
             server = Server(guarded(make_app(pipe, worker, job), job, token), worker, job.limits.max_connections)
             host, port = listener.getsockname()[:2]
             if not token and not _is_here(host):
@@ -59,8 +59,8 @@ def warm_up(pipe: Pipeline, job: ServeJob) -> None:
     seconds = (pipe.generator.tokenizer.config.pixel_frames(pipe.generator.grid.frames) + 1) / pipe.fps
     image = np.zeros((pipe.frame_size, pipe.frame_size, 3), np.uint8)
     for scale, start in ((1.0, None), (2.0, None), (1.0, image)):
-        own = {"seconds": seconds, "guidance_scale": scale, "negative_prompt": "", "image": start}
-        for _ in pipe.stream("a video", **options | own):
+        own = in_all_rounds({"seconds": seconds, "guidance_scale": scale, "negative_prompt": ""})
+        for _ in pipe.stream("a video", image=start, **options | own):
             pass
 
 

@@ -46,7 +46,7 @@ def train_language_model(
     job: LanguageModelJob,
     workdir: Path,
     token_dir: Path | None = None,
-    preview: Callable[[Any, VideoTokenizer, list[str]], Image] | None = None,
+    preview: Callable[[Any, VideoTokenizer, list[str]], dict[str, Image]] | None = None,
 ) -> Any:
     """Train, or go on training, in ``workdir``; returns the trained parameters.
 
@@ -54,7 +54,7 @@ def train_language_model(
         job: the settings.
         workdir: where checkpoints and metrics go.
         token_dir: where the ids of the frozen tokenizer are kept; ``<workdir>/tokens`` by default.
-        preview: samples ``job.num_previews`` held-out texts, and makes a picture of them.
+        preview: samples ``job.num_previews`` held-out texts, and makes pictures of them.
 
     Raises:
         ValueError: the tokenizer or the stage before is missing or does not fit, the mesh cannot cut the batch or the
@@ -92,7 +92,7 @@ def train_language_model(
 
     def evaluate(state: TrainState) -> dict:
         if preview is not None and texts:
-            pictures["samples"] = preview(state.best_params, tokenizer, texts)
+            pictures.update(preview(state.best_params, tokenizer, texts))
         results = [eval_step(state.best_params, sharding.shard_batch(mesh, batch)) for batch in held_out]
         return jax.tree.map(lambda *values: np.mean(values, axis=0), *jax.device_get(results))
 
@@ -203,7 +203,8 @@ def _batches(
     test = language_model_batches(held_out, None, one_each, plain, length=row_length(job, tokenizer.config), **common)
     text = TextTokenizer()
     shown = [held_out[index]["text_ids"] for index in range(min(job.num_previews, len(held_out)))]
-    texts = [text.decode(ids[: data.max_text_ids]) for ids in shown if ids]
+    texts = [text.decode(ids[: data.max_text_ids]) for ids in shown]
+    texts = [shown for shown in texts if shown.strip()]
 
     clips, images, reencoded = None, None, None
     if data.cache_ids or is_tokens(source):

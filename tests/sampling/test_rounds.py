@@ -52,6 +52,7 @@ def test_what_fits_one_clip_needs_no_room_for_another():
     ("options", "said"),
     [
         ({"reencode_frames": 17, "clip_frames": 5}, "reencode_frames=17 leaves no room .* clip of 17"),
+        ({"clip_frames": 1}, "trained on single images: it makes one frame"),
         ({"reencode_frames": 6}, "reencode_frames=6 .* 1 [+] a multiple of 4"),
         ({"continuation": "window", "window_latents": 16}, "window_latents=16 leaves no room"),
     ],

@@ -66,7 +66,8 @@ function clearStage() {
 async function requestBody() {
   const body = { prompt: element("prompt").value };
   for (const name of NUMBERS) {
-    if (element(name).value !== "") body[name] = Number(element(name).value);
+    const value = element(name).value;
+    if (value !== "" && Number(value) !== model.defaults[name]) body[name] = Number(value); // else the model's own
   }
   const negative = element("negative_prompt").value.trim();
   body.negative_prompt = negative;
