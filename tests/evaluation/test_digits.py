@@ -63,7 +63,7 @@ def test_damaged_videos_are_read(singles, damage):
 
 
 def test_wrong_digits_directions_and_colors_are_told(singles):
-    videos, scenes = singles
+    videos, scenes = singles[0][:40], singles[1][:40]
     digit, direction, color = ([] for _ in range(3))
     for (scene,) in scenes:
         digit.append((dataclasses.replace(scene, digit=(scene.digit + 5) % 10),))

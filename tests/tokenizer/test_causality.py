@@ -65,7 +65,7 @@ def test_a_later_frame_changes_no_earlier_id_nor_pixel(model, video, frame):
     assert (others[:, start:] != pixels[:, start:]).any()
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("chunk", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_chunks_equal_the_whole(model, video, chunk):
     """Chunks of 1 and 4 latent frames, 4 and 16 frames, after the first alone; streams have tests of other sizes."""
     whole, _ = encode(model, video)

@@ -67,7 +67,7 @@ MARKED = [
     pytest.param(*mesh, marks=() if (mesh[0], name_of(mesh[1])) in QUICK else pytest.mark.slow) for mesh in MESHES
 ]
 each_mesh = pytest.mark.parametrize(("job", "config", "part"), MARKED, ids=name_of)
-each_job = pytest.mark.parametrize("job", [MODEL_JOB, TOKENIZER_JOB], ids=name_of)
+each_job = pytest.mark.parametrize("job", [MODEL_JOB, pytest.param(TOKENIZER_JOB, marks=pytest.mark.slow)], ids=name_of)
 
 
 class Training(NamedTuple):

@@ -89,6 +89,7 @@ def test_the_shards_hold_the_ids_of_the_clips(runs, tokens, data):
         np.testing.assert_array_equal(cache[index]["codes"], tokenizer.encode(example["video"]))
 
 
+@pytest.mark.slow
 def test_reencoded_ids_are_those_of_the_decoded_beginning(runs, data, tmp_path):
     tokenizer = VideoTokenizer.load(runs / "tokenizer")
     cache = tokenize(tokenizer, data, "train", 20, tmp_path / "again", reencoded_frames=5)
@@ -135,6 +136,7 @@ def test_one_clip_of_each_medium(runs, tmp_path):
         tokenize(VideoTokenizer.load(runs / "tokenizer"), DATA, "train", 0, tmp_path / "digits")
 
 
+@pytest.mark.slow
 def test_every_device_encodes(runs, data, tmp_path):
     tokenizer = VideoTokenizer.load(runs / "tokenizer")
     one = tokenize(tokenizer, data, "train", 20, tmp_path / "one", devices=jax.devices()[:1])
