@@ -31,6 +31,7 @@ _LOOKED_AT = 256  # values of a parameter, by which models are told apart
 # What a video shows, or from which second on it shows what.
 Prompt = str | list[tuple[float, str]]
 Script = list[tuple[float, str]]  # the same, as it is read
+Seed = int | list[int]  # of the first video of a batch, or of every one
 
 
 class Pipeline:
@@ -64,15 +65,17 @@ class Pipeline:
             mesh=sharding.make_mesh(mesh or MeshConfig()),
         )
 
-    def __call__(self, prompt: Prompt | list[Prompt], seed: int = 0, image=None, video=None, **sampling) -> np.ndarray:
+    def __call__(self, prompt: Prompt | list[Prompt], seed: Seed = 0, image=None, video=None, **sampling) -> np.ndarray:
         """Sample a video, uint8 [frames, height, width, 3]; for a list of prompts [batch, ...].
 
         Args:
             prompt: what the video shows: a text, or a list of (second, text) that says from when on it shows what. The
                 prompts of a batch change at the same seconds.
-            seed: the same seed gives the same video, whatever else is in the batch; prompt i of a list has seed + i.
+            seed: the same seed gives the same video, whatever else is in the batch; prompt i of a list has seed + i, or
+                the i-th of a list of seeds.
             image: first frame, uint8 [height, width, 3], as the model's frame size.
-            video: frames to continue, uint8 [frames, height, width, 3].
+            video: frames to continue, uint8 [frames, height, width, 3]. The result begins with the last of them, as
+                many as a round starts from (``frames_read``), and its seconds count from these.
             **sampling: fields of ``SamplingConfig``, as seconds, temperature, top_k, guidance_scale, negative_prompt;
                 what is left out is as the model's training says (``pipe.sampling``).
 
@@ -93,7 +96,7 @@ class Pipeline:
         return videos if is_batch else videos[0]
 
     def stream(
-        self, prompt: Prompt | list[Prompt], seed: int = 0, image=None, video=None, **sampling
+        self, prompt: Prompt | list[Prompt], seed: Seed = 0, image=None, video=None, **sampling
     ) -> Iterator[np.ndarray]:
         """Like calling, but yields the frames of every latent frame as soon as they are decoded.
 
@@ -111,17 +114,21 @@ class Pipeline:
         for piece in self.generator.roll_out(request):
             yield piece.frames
 
-    def request(self, prompt: Prompt | list[Prompt], seed: int = 0, image=None, video=None, **sampling) -> Request:
+    def request(self, prompt: Prompt | list[Prompt], seed: Seed = 0, image=None, video=None, **sampling) -> Request:
         """What ``stream`` would sample, for ``generator.roll_out``, which gives ids besides; and the same errors."""
         return self._request(_read_prompts(prompt)[0], seed, image, video, self.sampling_with(sampling))
 
-    def _request(self, scripts: list[Script], seed: int, image, video, config: SamplingConfig) -> Request:
+    def _request(self, scripts: list[Script], seed: Seed, image, video, config: SamplingConfig) -> Request:
         if config.negative_prompt and not config.is_guided:
             raise ConfigError("sampling.negative_prompt needs a guidance_scale above 1: give one, or leave it out.")
-        first_seed = _checked_seed(seed, len(scripts))
+        if scripts[0][-1][0] >= config.seconds:
+            second = f"{scripts[0][-1][0]:g}"
+            warnings.warn(
+                f"The text is to change at {second} s, and the video ends at {config.seconds:g} s.", stacklevel=3
+            )
         request = Request(
             texts=[[self._read(script[segment][1]) for script in scripts] for segment in range(len(scripts[0]))],
-            seeds=[first_seed + index for index in range(len(scripts))],
+            seeds=_checked_seeds(seed, len(scripts)),
             num_frames=self.num_frames(config),
             sampling=config,
             negative=self._read(_checked_text(config.negative_prompt)) if config.negative_prompt else None,
@@ -131,21 +138,21 @@ class Pipeline:
         self.generator.check(request)
         return request
 
-    def origins(self, prompt: Prompt | list[Prompt], seed: int = 0, **sampling) -> list[Origin]:
+    def origins(self, prompt: Prompt | list[Prompt], seed: Seed = 0, **sampling) -> list[Origin]:
         """What each video of such a request is sampled from, as it is kept with saved ids."""
-        config = self.sampling_with(sampling)
+        scripts, config = _read_prompts(prompt)[0], self.sampling_with(sampling)
         return [
             Origin(
                 model=self.fingerprint,
                 tokenizer=self.generator.tokenizer.fingerprint,
                 script=tuple(script),
-                seed=seed + index,
+                seed=own,
                 sampling=config,
                 fps=self.fps,
                 frame_size=self.frame_size,
                 clip=self.generator.grid,
             )
-            for index, script in enumerate(_read_prompts(prompt)[0])
+            for script, own in zip(scripts, _checked_seeds(seed, len(scripts)), strict=True)
         ]
 
     def sampling_with(self, changes: dict) -> SamplingConfig:
@@ -237,7 +244,7 @@ def _read_prompts(prompt: Prompt | list[Prompt]) -> tuple[list[Script], bool]:
             raise ValueError(f"A prompt's seconds must begin with 0 and grow; got {_short(seconds)}.")
         scripts.append([(float(second), _checked_text(text)) for second, text in script])
     if not scripts or len({tuple(second for second, _ in script) for script in scripts}) > 1:
-        wrong = "change at the same seconds, or be sampled apart" if scripts else "be one or more"
+        wrong = "change at the same seconds, or be sampled one by one" if scripts else "be one or more"
         raise ValueError(f"The prompts of a batch must {wrong}; got {_short(prompt)}.")
     return scripts, is_batch
 
@@ -256,11 +263,15 @@ def _checked_text(text: str) -> str:
     return text
 
 
-def _checked_seed(seed: int, batch: int) -> int:
+def _checked_seeds(seed: Seed, batch: int) -> list[int]:
+    if isinstance(seed, list):
+        if len(seed) != batch:
+            raise ValueError(f"{len(seed)} seeds for {batch} prompts: give one each, or the first.")
+        return [_checked_seeds(own, 1)[0] for own in seed]
     is_possible = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and 0 <= seed <= 2**31 - batch
     if not is_possible:
         raise ValueError(f"seed={_short(seed)} is not possible: give an integer from 0 to {2**31 - batch}.")
-    return int(seed)
+    return [int(seed) + index for index in range(batch)]
 
 
 def _short(value) -> str:

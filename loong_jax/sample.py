@@ -1,11 +1,14 @@
 """Run a SampleJob: prompts to video files, a batch of prompts at a time; or saved ids to video files."""
 
+import collections
 import contextlib
+import dataclasses
 import datetime
 import itertools
 import re
 import time
 import warnings
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from loong_jax import pipeline
 from loong_jax.config import SampleJob, SamplingConfig
 from loong_jax.data.prompts import parse_prompt, read_prompts
 from loong_jax.sample_files import SampleFiles
+from loong_jax.sampling.long_video import Request
 from loong_jax.sampling.saved_ids import SavedIds
 from loong_jax.training.metrics import ProgressReport, say
 from loong_jax.video_file import VideoFile
@@ -35,17 +39,26 @@ def run_sample(job: SampleJob, workdir: Path) -> list[Path]:
     model_path = pipeline.found(job.model_path, workdir)
     if job.decode:
         return _decode(job, model_path, workdir)
-    prompts = read_prompts(job.prompt, job.prompts_file)
+    lines = read_prompts(job.prompt, job.prompts_file)
     pipe = pipeline.load(model_path, job.mesh)
     start, options = _read_start(job, pipe), vars(job.sampling.over(pipe.sampling))
-    batches = {first: prompts[first : first + job.batch_size] for first in range(0, len(prompts), job.batch_size)}
-    for first, batch in batches.items():  # an impossible one is said before hours go into the others
-        pipe.request([parse_prompt(line) for line in batch], job.seed + first, **start, **options)
-    paths = []
-    for first, batch in batches.items():
-        stems = [_stem(workdir, first + index, prompt, job.seed) for index, prompt in enumerate(batch)]
-        paths += _sample_batch(job, pipe, batch, stems, job.seed + first, start)
-    return paths
+    videos = [
+        _Video(parse_prompt(line), job.seed + index, _stem(workdir, index, line, job.seed))
+        for index, line in enumerate(lines)
+    ]
+
+    def request(batch: list[_Video]) -> Request:
+        return pipe.request([video.prompt for video in batch], [video.seed for video in batch], **start, **options)
+
+    # An impossible prompt is said before hours go into the others.
+    checked = [(batch, request(batch)) for batch in _batches(videos, job.batch_size, lambda video: video.seconds)]
+    for batch, asked in checked:
+        for video in batch:
+            _open(video, pipe, asked, options, _outputs(job))
+    missing = [video for video in videos if not video.is_made]
+    for batch in _batches(missing, job.batch_size, lambda video: (video.seconds, video.num_whole)):
+        _sample_batch(pipe, batch, request(batch))
+    return [path for video in videos for path in video.files.paths]
 
 
 def sample_videos(pipe: pipeline.Pipeline, prompts: list[str], seed: int, sampling: SamplingConfig) -> np.ndarray:
@@ -65,47 +78,70 @@ def write_sample(stem: Path, video: np.ndarray, fps: float) -> list[Path]:
     return files.paths
 
 
-def _sample_batch(
-    job: SampleJob, pipe: pipeline.Pipeline, lines: list[str], stems: list[Path], seed: int, start: dict
-) -> list[Path]:
-    sampling = job.sampling.over(pipe.sampling)
-    prompts, options = [parse_prompt(line) for line in lines], vars(sampling)
-    request = pipe.request(prompts, seed, **start, **options)
-    begun = [None] * len(prompts) if request.start is None else list(request.start)
-    origins = pipe.origins(prompts, seed, **options)
-    ids = [
-        SavedIds.create(stem.with_name(f"{stem.name}.ids"), *of)
-        for *of, stem in zip(origins, begun, stems, strict=True)
-    ]
-    files = [SampleFiles(stem, request.num_frames, pipe.fps, _outputs(job)) for stem in stems]
-    paths = [path for file in files for path in file.paths]
-    num_saved = min(len(saved) for saved in ids)
-    is_whole = num_saved == pipe.generator.num_latents(request)
-    if is_whole and all(_is_made_of(file.paths, saved) for file, saved in zip(files, ids, strict=True)):
-        say(f"{', '.join(stem.name for stem in stems)}: there already")
-        return paths
-    num_saved = pipe.generator.num_whole(request, num_saved)
-    for saved in ids:
-        saved.keep(num_saved)
+@dataclasses.dataclass
+class _Video:
+    """A video to sample, and where it is kept."""
+
+    prompt: pipeline.Prompt
+    seed: int
+    stem: Path  # of its files
+    saved: SavedIds | None = None
+    files: SampleFiles | None = None
+    num_whole: int = 0  # saved latent frames, of whole rounds
+    is_made: bool = False  # nothing is left to do
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """When its text changes."""
+        return () if isinstance(self.prompt, str) else tuple(second for second, _ in self.prompt)
+
+
+def _batches(videos: list[_Video], size: int, alike: Callable[[_Video], Hashable]) -> list[list[_Video]]:
+    """Videos for which ``alike`` gives the same, ``size`` at a time."""
+    groups = collections.defaultdict(list)
+    for video in videos:
+        groups[alike(video)].append(video)
+    return [group[first : first + size] for group in groups.values() for first in range(0, len(group), size)]
+
+
+def _open(video: _Video, pipe: pipeline.Pipeline, request: Request, options: dict, outputs: tuple[str, ...]) -> None:
+    """Find what there is of a video, for which ``request`` asks."""
+    [origin] = pipe.origins([video.prompt], video.seed, **options)
+    begun = None if request.start is None else request.start[0]
+    video.saved = SavedIds.create(video.stem.with_name(f"{video.stem.name}.ids"), origin, begun)
+    video.files = SampleFiles(video.stem, request.num_frames, pipe.fps, outputs)
+    video.num_whole = pipe.generator.num_whole(request, len(video.saved))
+    is_whole = video.num_whole == pipe.generator.num_latents(request)
+    video.is_made = is_whole and _is_made_of(video.files.paths, video.saved)
+    if video.is_made:
+        say(f"{video.stem.name}: there already")
+
+
+def _sample_batch(pipe: pipeline.Pipeline, videos: list[_Video], request: Request) -> None:
+    """Go on with videos that are equally far, and write their files."""
+    num_saved = videos[0].num_whole
+    for video in videos:
+        video.saved.keep(num_saved)
     if num_saved:
         say(f"going on after {num_saved} latent frames that were saved")
-    progress = _Progress(pipe, len(prompts), sampling)
+    progress = _Progress(pipe, len(videos), request.sampling)
     with contextlib.ExitStack() as stack:
-        for index, file in enumerate(files):
-            stack.enter_context(file)
+        for index, video in enumerate(videos):
+            stack.enter_context(video.files)
             if request.start is not None:
-                file.write(request.start[index, : request.num_frames])
-        pieces = pipe.generator.roll_out(request, np.stack([saved.read() for saved in ids]))
+                video.files.write(request.start[index, : request.num_frames])
+        if request.start is not None:
+            progress.add(request.start.shape[1], is_new=False)
+        pieces = pipe.generator.roll_out(request, np.stack([video.saved.read() for video in videos]))
         for count, piece in enumerate(pieces):
-            for index, (file, saved) in enumerate(zip(files, ids, strict=True)):
+            for index, video in enumerate(videos):
                 if count >= num_saved:
-                    saved.append(piece.ids[index])
-                file.write(piece.frames[index])
+                    video.saved.append(piece.ids[index])
+                video.files.write(piece.frames[index])
             progress.add(piece.frames.shape[1], is_new=count >= num_saved)
     progress.close()
-    for path in paths:
+    for path in (path for video in videos for path in video.files.paths):
         say(f"wrote {path}")
-    return paths
 
 
 def _is_made_of(paths: list[Path], saved: SavedIds) -> bool:
@@ -135,8 +171,8 @@ def _decode(job: SampleJob, model_path: Path, workdir: Path) -> list[Path]:
                 files.write(frames)
                 done += len(frames)
                 progress.advance_to(done)
-        for path in files.paths:
-            say(f"wrote {path}")
+        for made in files.paths:
+            say(f"wrote {made}")
         paths += files.paths
     return paths
 

@@ -154,20 +154,21 @@ IMPOSSIBLE = [
     *[
         (SamplingConfig, {field: value}, f"sampling.{field}", value, allowed)
         for field, values, allowed in (
-            ("temperature", (0.0, (1.0, 0.0), (), "hot", float("inf"), [1.0]), "a number greater than 0, or a tuple"),
+            ("temperature", (0.0, (1.0, 0.0), (), "hot", float("inf"), [1.0], 1e-38), "a number from 1e-06 to 1e+06"),
             ("top_k", (-1, 2.5, (100, None)), "an integer at least 0, or a tuple"),
             ("top_p", (0.0, 1.1, (0.9, 0.0)), "in (0, 1]"),
             ("min_p", (2.0, (0.1, -0.1)), "in [0, 1]"),
-            ("guidance_scale", (0.5, (3.0, 0.5)), "at least 1"),
-            ("repetition_penalty", (0.0, (1.1, -1.0)), "greater than 0"),
-            ("continuation_temperature", (-1, (0.5, 0.0)), "greater than 0, or 0"),
-            ("continuation_guidance_scale", (0.5, (2.0, 0.0)), "at least 1, or 0"),
+            ("guidance_scale", (0.5, (3.0, 0.5), 1e38), "from 1 to 1e+06"),
+            ("repetition_penalty", (0.0, (1.1, -1.0), 1e-38), "from 1e-06 to 1e+06"),
+            ("continuation_temperature", (-1, (0.5, 0.0), 1e-40), "from 1e-06 to 1e+06, or 0"),
+            ("continuation_guidance_scale", (0.5, (2.0, 0.0), 1e38), "from 1 to 1e+06, or 0"),
         )
         for value in values
     ],
     (SamplingConfig, {"reencode_frames": 0}, "reencode_frames", 0, POSITIVE),
     (SamplingConfig, {"window_latents": 0}, "window_latents", 0, POSITIVE),
     (SamplingConfig, {"candidates": 0}, "candidates", 0, POSITIVE),
+    (SamplingConfig, {"candidates": 256}, "sampling.candidates", 256, "at most 255"),
     (SamplingConfig, {"sink_latents": -1}, "sink_latents", -1, NOT_NEGATIVE),
     (
         SamplingConfig,

@@ -256,7 +256,7 @@ def test_a_prompt_that_is_not_read_to_its_end_says_so(pipe):
         ("a 7", {"seconds": 0}, "seconds=0"),
         ("a 7", {"reencode_frames": 17}, "reencode_frames=17 leaves no room"),
         ("a 7", {"reencode_frames": 6}, "1 [+] a multiple of 4"),
-        ("a 7", {"continuation": "window"}, "window_latents=8 leaves no room"),
+        ("a 7", {"continuation": "window"}, "window_latents=8, 9 latent frames, leave no room"),
         ("a 7", {"negative_prompt": "a 3"}, "needs a guidance_scale above 1"),
         ("a 7", {"image": np.zeros((16, 16, 3), np.uint8)}, "model's frames are uint8"),
         ("a 7", {"image": np.zeros((32, 32, 3))}, "got float64"),

@@ -90,9 +90,18 @@ def test_every_prompt_has_its_files(pipe, rolled_out, tmp_path, capsys):
 
 
 def test_all_prompts_are_looked_at_before_the_first_is_sampled(pipe, rolled_out, tmp_path):
-    with pytest.raises(ValueError, match="must change at the same seconds"):
-        run_sample(SampleJob(prompt="one|two|three|four @2s five", batch_size=2, sampling=TWO_SECONDS), tmp_path)
+    with pytest.raises(ValueError, match="seconds must begin with 0 and grow"):
+        run_sample(SampleJob(prompt="one|two|three|four @2s a @1s b", batch_size=2, sampling=TWO_SECONDS), tmp_path)
     assert not rolled_out and not (tmp_path / "samples").exists()
+
+
+def test_prompts_that_change_at_other_seconds_are_other_batches(pipe, rolled_out, tmp_path):
+    job = SampleJob(prompt="a|b @1s c|d|e @1s f", outputs="gif", sampling=TWO_SECONDS)
+    files = run_sample(job, tmp_path)
+    assert [request.seeds for request in rolled_out] == [[0, 2], [1, 3]]
+    for seed, path in enumerate(files):
+        assert path.name.endswith(f"seed{seed}.gif")
+        np.testing.assert_allclose(grays(path), pixels(seed, 0, 13)[:, 0, 0, 0], atol=3)
 
 
 def test_what_is_written_is_kept_when_a_later_one_fails(pipe, monkeypatch, tmp_path):
@@ -183,7 +192,13 @@ VALUES = {
             [[1], [2, 3]],
         ],
     ),
-    "candidates": ([1, 3], [0, -1, 1.5, None]),
+    "candidates": ([1, 3, 255], [0, -1, 1.5, None, 256]),
+    "window_latents": ([3], [0, -1, 2.5, None]),
+    "sink_latents": ([0, 2], [-1, "1"]),
+    "repetition_penalty": ([1.2, (1.0, 3.0)], [0, -1, 1e-38, float("nan")]),
+    "continuation_temperature": ([0.5, (1.0, 0.5)], [-1, 1e39, "cold"]),
+    "continuation_guidance_scale": ([2.0], [0.5, 1e38, None]),
+    "decoding": ([], [{"cache": "int4"}, {"weights": 8}, {"parallel_ids": 0}, {"speed": 2}]),
     "negative_prompt": ([""], [7, None, "\udcff", b"x"]),
     "secs": ([], [1, None]),
     "codebook": ([], ["x"]),

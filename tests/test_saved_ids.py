@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_to_the_same_files(kills, pipe, whole, monkeypatch,
 
 
 def test_what_is_whole_is_not_done_again(pipe, monkeypatch, tmp_path, capsys):
-    job = dataclasses.replace(JOB, outputs="mp4", sampling=SamplingChanges(seconds=1.0))
+    job = dataclasses.replace(JOB, prompt="a red 7", outputs="mp4", sampling=SamplingChanges(seconds=1.0))
     files = run_sample(job, tmp_path)
     before, roll_out = files[0].read_bytes(), Generator.roll_out
 
@@ -119,6 +119,43 @@ def test_what_is_whole_is_not_done_again(pipe, monkeypatch, tmp_path, capsys):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*.ids")} == kept
     [again, *_] = run_sample(dataclasses.replace(job, decode=str(min(kept))), tmp_path)
     assert again.name.endswith(".1.mp4") and again.read_bytes() == before
+
+
+def test_whole_videos_stay_while_others_go_on(pipe, monkeypatch, tmp_path, capsys):
+    job = dataclasses.replace(
+        JOB, prompt="a red 7|a blue 3|a red 2", outputs="mp4", sampling=SamplingChanges(seconds=3.0)
+    )
+    expected = run_sample(job, tmp_path / "at_once")
+    run_sample(dataclasses.replace(job, prompt="a red 7|a blue 3"), tmp_path)
+    first, second, third = (tmp_path / "samples" / path.with_suffix(".ids").name for path in expected)
+    before = first.stat().st_mtime_ns
+    SavedIds(second).keep(6)  # a round of 5 latent frames and the beginning of the next
+    capsys.readouterr()
+    files = run_sample(job, tmp_path)
+    assert "00_a_red_7_seed0: there already" in capsys.readouterr().out
+    assert first.stat().st_mtime_ns == before
+    assert [path.read_bytes() for path in files] == [path.read_bytes() for path in expected]
+    assert len(SavedIds(third)) == len(SavedIds(second)) == len(SavedIds(first))
+
+
+def test_a_longer_video_goes_on_from_the_shorter(pipe, monkeypatch, tmp_path):
+    job = dataclasses.replace(JOB, prompt="a red 7", outputs="mp4")
+    long = dataclasses.replace(job, sampling=SamplingChanges(seconds=5.0))
+    [expected] = run_sample(long, tmp_path / "at_once")
+    run_sample(dataclasses.replace(job, sampling=SamplingChanges(seconds=3.0)), tmp_path)
+    roll_out, saved_frames = Generator.roll_out, []
+
+    def noted(self, request, saved=None):
+        saved_frames.append(saved.shape[1])
+        return roll_out(self, request, saved)
+
+    monkeypatch.setattr(Generator, "roll_out", noted)
+    [found] = run_sample(long, tmp_path)
+    assert saved_frames == [5] and found.read_bytes() == expected.read_bytes()  # of 6, those of whole rounds
+    assert len(list((tmp_path / "samples").glob("*.ids"))) == 1
+    # A shorter one is another file; nothing is lost of the longer.
+    with pytest.warns(UserWarning, match="it is kept as"):
+        run_sample(dataclasses.replace(job, sampling=SamplingChanges(seconds=3.0)), tmp_path)
 
 
 @pytest.mark.parametrize("continuation", ["reencode", "ids"])
@@ -166,7 +203,8 @@ def test_files_that_are_no_ids_are_named(pipe, whole, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.ids").write_bytes(header + b"\n")
     (tmp_path / "folder" / "b.ids").write_bytes(content)
-    with pytest.warns(UserWarning, match="a.ids holds no latent frame yet"):
+    (tmp_path / "folder" / "c.ids").write_bytes(header + b"\n")
+    with pytest.warns(UserWarning, match="[ac].ids holds no latent frame yet"):
         made = run_sample(dataclasses.replace(JOB, decode=str(tmp_path / "folder"), outputs="mp4"), tmp_path / "made")
     assert [path.name for path in made] == ["b.mp4"]
     for name, said in (("other", "ids of tokenizer 0000"), ("none", "no latent frame yet")):

@@ -12,6 +12,8 @@ Schedule = float | tuple[float, ...]
 IntSchedule = int | tuple[int, ...]
 
 _LONGEST = 24 * 60 * 60  # seconds of video; more is a slip of the hand
+_MOST_CANDIDATES = 255  # times 2**24 rounds of a video, with a key each
+_LEAST, _MOST = 1e-6, 1e6  # of what scores are divided by or multiplied with: within these none overflows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +78,26 @@ class SamplingConfig:
         require_positive(self, "seconds", "reencode_frames", "window_latents", "candidates")
         require_not_negative(self, "sink_latents")
         require_choice("sampling.continuation", self.continuation, ("reencode", "anchor", "ids", "window"))
+        require(
+            self.candidates <= _MOST_CANDIDATES, "sampling.candidates", self.candidates, f"at most {_MOST_CANDIDATES}"
+        )
         require(self.seconds <= _LONGEST, "sampling.seconds", self.seconds, f"at most {_LONGEST}, a day")
-        self._require("temperature", lambda value: value > 0, "greater than 0")
+        within = f"from {_LEAST:g} to {_MOST:g}"
+        self._require("temperature", _is_within, within)
         self._require("top_k", lambda value: value >= 0, "at least 0", numbers.Integral)
         self._require("top_p", lambda value: 0 < value <= 1, "in (0, 1]")
         self._require("min_p", lambda value: 0 <= value <= 1, "in [0, 1]")
-        self._require("guidance_scale", lambda value: value >= 1, "at least 1")
-        self._require("repetition_penalty", lambda value: value > 0, "greater than 0")
+        self._require("guidance_scale", lambda value: 1 <= value <= _MOST, f"from 1 to {_MOST:g}")
+        self._require("repetition_penalty", _is_within, within)
         open_temperature, open_scale = self.continuation_temperature == 0, self.continuation_guidance_scale == 0
-        self._require("continuation_temperature", lambda value: open_temperature or value > 0, "greater than 0, or 0")
-        self._require("continuation_guidance_scale", lambda value: open_scale or value >= 1, "at least 1, or 0")
+        self._require(
+            "continuation_temperature", lambda value: open_temperature or _is_within(value), f"{within}, or 0"
+        )
+        self._require(
+            "continuation_guidance_scale",
+            lambda value: open_scale or 1 <= value <= _MOST,
+            f"from 1 to {_MOST:g}, or 0",
+        )
 
     def _require(self, name: str, is_possible: Callable, allowed: str, kind: type = numbers.Real) -> None:
         schedule, what = getattr(self, name), "an integer" if kind is numbers.Integral else "a number"
@@ -129,6 +141,10 @@ def in_all_rounds(changes: dict) -> dict:
     """Changes by name; a temperature or scale holds in rounds that continue a video too, unless they get their own."""
     continuing = {f"continuation_{name}": 0.0 for name in ("temperature", "guidance_scale") if name in changes}
     return continuing | changes
+
+
+def _is_within(value: float) -> bool:
+    return _LEAST <= value <= _MOST
 
 
 def by_frame(schedule: Schedule | IntSchedule) -> tuple:

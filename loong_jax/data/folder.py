@@ -23,7 +23,7 @@ def read_folder(path: str | Path) -> list[Medium]:
     root = Path(path)
     if not root.is_dir():
         found = f"{path} is no folder" if root.exists() else f"Folder {path} does not exist"
-        raise ValueError(f"{found}: name the one that holds your videos, --config.data.source=folder:DIR.")
+        raise ValueError(f"{found}: name the one that holds your videos.")
     allowed = (*EXTENSIONS, *IMAGE_EXTENSIONS)
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in allowed)
     if not files:

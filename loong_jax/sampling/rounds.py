@@ -38,20 +38,20 @@ def plan_rounds(
         ConfigError: a round would have no room for new frames.
     """
     most, frames = most_kept(sampling, tokenizer), tokenizer.pixel_frames(clip_frames)
-    is_one_clip = not num_given and not changes and num_frames <= frames
-    if clip_frames == 1 and not is_one_clip:
+    is_one_clip = not changes and num_frames <= frames
+    if clip_frames == 1 and (num_given or not is_one_clip):
         raise ConfigError(
             "The model was trained on single images: it makes one frame of one text, sampling.seconds=0.01, and goes "
             "on from none; take the model of a later stage."
         )
     if most >= clip_frames and not is_one_clip:
         if sampling.continuation == "window":
-            field, value = "window_latents", sampling.window_latents
+            kept = f"sampling.sink_latents={sampling.sink_latents} and window_latents={sampling.window_latents}, {most}"
+            full = f"{kept} latent frames, leave no room for new ones in a clip of {clip_frames}"
         else:
-            field, value = "reencode_frames", sampling.reencode_frames
-        raise ConfigError(
-            f"sampling.{field}={value} leaves no room for new frames in a clip of {frames}: choose fewer."
-        )
+            kept = f"sampling.reencode_frames={sampling.reencode_frames}"
+            full = f"{kept} leaves no room for new frames in a clip of {frames}"
+        raise ConfigError(f"{full}: choose fewer.")
     return _rounds(sampling, tokenizer, clip_frames, num_frames, num_given, changes)
 
 

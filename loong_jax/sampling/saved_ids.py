@@ -70,10 +70,10 @@ class SavedIds:
 
     @staticmethod
     def create(path: str | Path, origin: Origin, start: UInt8[np.ndarray, "t h w 3"] | None) -> "SavedIds":
-        """The file at ``path`` where it is of the same video, else a new one without ids in its place.
+        """The file at ``path`` where it is of the same video, else a new one in its place.
 
-        Ids of another video may be hours of work: their file is renamed to NAME.1.ids, or the next free number, and a
-        warning says so.
+        The new one begins with the ids of a video that is the same and shorter. Ids of another video may be hours of
+        work: their file is renamed to NAME.1.ids, or the next free number, and a warning says so.
         """
         path = Path(path)
         line = json.dumps(
@@ -82,9 +82,11 @@ class SavedIds:
         content = line.encode() + b"\n" + (b"" if start is None else start.tobytes())
         if not path.is_file() or not path.read_bytes().startswith(content):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _set_aside(path)
+            ids = _ids_of_shorter(path, origin, start)
+            if not ids:
+                _set_aside(path)
             partial = path.with_suffix(".partial")
-            partial.write_bytes(content)
+            partial.write_bytes(content + ids)
             partial.replace(path)
         return SavedIds(path)
 
@@ -106,6 +108,24 @@ class SavedIds:
         """Write one latent frame, at once; after a kill, ``keep`` what is whole first."""
         with self.path.open("ab", buffering=0) as file:
             file.write(np.ascontiguousarray(ids, "<i4").tobytes())
+
+
+def _ids_of_shorter(path: Path, origin: Origin, start: np.ndarray | None) -> bytes:
+    """Ids in the file at ``path`` with which a video begins: those of the same one, which was to end earlier."""
+    try:
+        saved = SavedIds(path)
+    except ValueError:
+        return b""
+    is_shorter = saved.origin.sampling.seconds <= origin.sampling.seconds
+    if not is_shorter or _endless(saved.origin) != _endless(origin) or not np.array_equal(saved.start, start):
+        return b""
+    return saved.read().astype("<i4").tobytes()
+
+
+def _endless(origin: Origin) -> Origin:
+    """An origin without what changes no id: how long the video is, and how many ids are guessed at once."""
+    decoding = dataclasses.replace(origin.sampling.decoding, parallel_ids=1)
+    return dataclasses.replace(origin, sampling=dataclasses.replace(origin.sampling, seconds=1.0, decoding=decoding))
 
 
 def _set_aside(path: Path) -> None:

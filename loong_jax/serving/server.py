@@ -40,9 +40,9 @@ def run_serve(job: ServeJob, workdir: Path) -> None:
         pipe = pipeline.load(pipeline.found(job.model_path, workdir), job.mesh)
         say("compiling the sampler")
         warm_up(pipe, job)
-        with Worker(pipe, job.limits, workdir / "videos" / str(job.port)) as worker:
+        host, port = listener.getsockname()[:2]
+        with Worker(pipe, job.limits, workdir / "videos" / str(port)) as worker:
             server = Server(guarded(make_app(pipe, worker, job), job, token), worker, job.limits.max_connections)
-            host, port = listener.getsockname()[:2]
             if not token and not _is_here(host):
                 warnings.warn(
                     "anyone who reaches this machine can sample: ask for a token, --config.token_file=FILE",
@@ -56,9 +56,10 @@ def run_serve(job: ServeJob, workdir: Path) -> None:
 def warm_up(pipe: Pipeline, job: ServeJob) -> None:
     """Compile what requests need: the first clip and the rounds after it, with and without guidance and image."""
     options = vars(job.sampling.over(pipe.sampling))
-    seconds = (pipe.generator.tokenizer.config.pixel_frames(pipe.generator.grid.frames) + 1) / pipe.fps
-    image = np.zeros((pipe.frame_size, pipe.frame_size, 3), np.uint8)
-    for scale, start in ((1.0, None), (2.0, None), (1.0, image)):
+    is_video = pipe.generator.grid.frames > 1
+    seconds = (pipe.generator.tokenizer.config.pixel_frames(pipe.generator.grid.frames) + is_video) / pipe.fps
+    starts = [None, np.zeros((pipe.frame_size, pipe.frame_size, 3), np.uint8)][: 1 + is_video]
+    for scale, start in [(2.0, None), *((1.0, start) for start in starts)]:
         own = in_all_rounds({"seconds": seconds, "guidance_scale": scale, "negative_prompt": ""})
         for _ in pipe.stream("a video", image=start, **options | own):
             pass

@@ -46,6 +46,8 @@ def test_what_fits_one_clip_needs_no_room_for_another():
     assert (only.num_kept, only.num_new) == (0, 5)
     [only] = plan(1, clip_frames=1)
     assert (only.num_kept, only.num_new) == (0, 1)
+    [only] = plan(17, 1, continuation="window", clip_frames=5)
+    assert (only.num_kept, only.num_new) == (1, 4)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_what_fits_one_clip_needs_no_room_for_another():
         ({"reencode_frames": 17, "clip_frames": 5}, "reencode_frames=17 leaves no room .* clip of 17"),
         ({"clip_frames": 1}, "trained on single images: it makes one frame"),
         ({"reencode_frames": 6}, "reencode_frames=6 .* 1 [+] a multiple of 4"),
-        ({"continuation": "window", "window_latents": 16}, "window_latents=16 leaves no room"),
+        ({"continuation": "window", "window_latents": 16}, "sink_latents=1 and window_latents=16, 17 .* leave no room"),
     ],
 )
 def test_what_leaves_no_room_is_refused(options, said):
