@@ -85,8 +85,7 @@ def lower_decoding(
         mesh,
         batch=batch_size,
         is_guided=is_guided,
-        prompt_slots=job.data.max_text_ids + NUM_MARKERS,
-        max_steps=num_codes,
+        num_slots=job.data.max_text_ids + NUM_MARKERS + num_codes,
         frame_steps=frame_steps,
         decoding=decoding,
     )
@@ -108,7 +107,7 @@ def lower_decoding(
     cache = jax.eval_shape(decoder.new_cache)
     cache = _placed(cache, KVCache.shardings(mesh, config, *cache.valid.shape, cache.layers[0].keys.dtype))
     with jax.set_mesh(mesh):
-        lowered = decoder.decode.lower(params, cache, logits, codes, positions, step, step, keys, rule)
+        lowered = decoder.decode.lower(params, cache, logits, codes, positions, step, step, step, keys, rule)
     return Program(lowered, params, cache)
 
 

@@ -48,9 +48,10 @@ def pipe(pipe_on_a_mesh):
         return Pipeline(JOB, pipe_on_a_mesh.params, pipe_on_a_mesh.generator.tokenizer)
 
 
-def compilations(pipe) -> tuple[int, ...]:
+def compilations(pipe) -> list[tuple[int, int]]:
+    """Of every decoder's two functions."""
     decoders = pipe.generator._decoders.values()
-    return tuple(f._cache_size() for decoder in decoders for f in (decoder.prefill, decoder.decode))
+    return [(decoder.prefill._cache_size(), decoder.decode._cache_size()) for decoder in decoders]
 
 
 def test_a_model_is_sampled_as_its_training_says(pipe):
@@ -88,12 +89,13 @@ def test_a_stream_that_is_left_does_not_disturb_another(pipe):
 
 
 def test_one_compilation_for_prompts_lengths_and_ways_to_start(pipe):
+    """Prefill has one for prompts alone, and one for those that latent frames follow."""
     pipe(PROMPT, seconds=SECONDS)
     before = compilations(pipe)
     pipe("a blue 3", seconds=1, temperature=2.0, top_k=(7, 3))
     pipe([(0, "a blue 3"), (1, "a red 7")], seconds=SECONDS, continuation="ids")
     pipe(PROMPT, seconds=SECONDS, continuation="anchor", image=np.zeros((32, 32, 3), np.uint8))
-    assert compilations(pipe) == before and 1 in before and not set(before) - {0, 1}
+    assert compilations(pipe) == before and (2, 1) in before and not set(before) - {(0, 0), (1, 1), (2, 1)}
 
 
 def test_a_round_starts_from_the_last_frames_encoded_again(pipe):

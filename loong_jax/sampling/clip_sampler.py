@@ -30,10 +30,9 @@ class ClipShape:
     max_known: int  # latent frames that a clip may start with
     decoding: DecodingConfig
 
-    @property
-    def prompt_slots(self) -> int:
-        """Places for a prompt and the latent frames that a clip may start with."""
-        return self.max_text_ids + _NUM_MARKERS + self.max_known * self.grid.ids_per_frame
+    def prompt_slots(self, num_known: int) -> int:
+        """Places for a prompt and the latent frames that a clip starts with: none, or as many as there may be."""
+        return self.max_text_ids + _NUM_MARKERS + (self.max_known * self.grid.ids_per_frame if num_known else 0)
 
     @property
     def length(self) -> int:
@@ -104,12 +103,13 @@ class ClipSampler:
         for index in of // self._shape.candidates:
             for text in [texts[index], self._negative][: 2 if self._shape.is_guided else 1]:
                 sequences.append((self._prompt(text), self._vocabulary.video_start + known[index]))
-        tokens, positions, valid, following = self._left_padded(sequences)
+        first_slot = self._shape.prompt_slots(num_known)
+        tokens, positions, valid, following = self._left_padded(sequences, first_slot)
         keys, steps = jnp.stack([keys[index] for index in of]), grid.ids_per_frame
         cache, logits, codes = self._decoder.prefill(self._params, self._cache, tokens, positions, valid)
         for index, rule in enumerate(rules[num_known : num_known + num_new]):
             cache, logits, codes, *likelihood = self._decoder.decode(
-                self._params, cache, logits, codes, following, index * steps, steps, keys, rule
+                self._params, cache, logits, codes, following, first_slot, index * steps, steps, keys, rule
             )
             self._cache = cache
             yield codes[:batch].reshape(batch, grid.height, grid.width), *(part[:batch] for part in likelihood)
@@ -118,9 +118,11 @@ class ClipSampler:
         ids = None if text is None else text[: self._shape.max_text_ids]
         return prompt_ids(ids, self._vocabulary, is_image=self._shape.grid.frames == 1)
 
-    def _left_padded(self, sequences: list[tuple[list[int], Int[np.ndarray, " n"]]]) -> tuple[np.ndarray, ...]:
-        """Tokens, positions and validity [rows, prompt_slots], and the positions [rows, steps] that follow each row."""
-        slots, grid = self._shape.prompt_slots, self._shape.grid
+    def _left_padded(
+        self, sequences: list[tuple[list[int], Int[np.ndarray, " n"]]], slots: int
+    ) -> tuple[np.ndarray, ...]:
+        """Tokens, positions and validity [rows, slots], and the positions [rows, steps] that follow each row."""
+        grid = self._shape.grid
         tokens = np.full((len(sequences), slots), self._vocabulary.special("pad"), np.int32)
         valid = np.zeros_like(tokens, bool)
         positions, following = [], []

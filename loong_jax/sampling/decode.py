@@ -28,14 +28,15 @@ class Decoder:
 
     ``prepare(params) -> params``: made once of a model's parameters, what the other two read; decoders of equal
     ``storage`` can share it.
-    ``prefill(params, cache, tokens, positions, valid) -> (cache, logits, codes)``: prompts [rows, prompt_slots], padded
-    on either side where not ``valid``; the logits [rows, num_video_ids] are those after each row's last valid token,
-    the codes [batch, frame_steps] those of the latent frame that a prompt ends with, -1 where it ends otherwise.
-    ``decode(params, cache, logits, codes, positions, start, num_steps, keys, rule) -> (cache, logits, codes)``: samples
-    the steps [start, start + num_steps) of a clip, both traced, of which ``frame_steps`` at most, in place of so many
-    of the ``codes`` of the latent frame before (which the repetition guard looks at). ``positions`` [rows, max_steps]
-    says where every step's code goes; ``keys`` [batch] are folded with the step, so that a clip is the same in one call
-    or in several. The logits are those after the last code.
+    ``prefill(params, cache, tokens, positions, valid) -> (cache, logits, codes)``: prompts [rows, p], compiled for each
+    p, padded on either side where not ``valid``; the logits [rows, num_video_ids] are those after each row's last valid
+    token, the codes [batch, frame_steps] those of the latent frame that a prompt ends with, -1 where it ends otherwise.
+    ``decode(params, cache, logits, codes, positions, first_slot, start, num_steps, keys, rule)`` gives the same three.
+    It samples the steps [start, start + num_steps) of a clip, both traced, of which ``frame_steps`` at most, in place
+    of so many of the ``codes`` of the latent frame before (which the repetition guard looks at). ``positions``
+    [rows, steps] says where every step's code goes in a clip, ``first_slot`` where step 0 is in the cache: behind the
+    prompt, as long as it was for ``prefill``. ``keys`` [batch] are folded with the step, so that a clip is the same in
+    one call or in several. The logits are those after the last code.
     ``new_cache()``: an empty cache.
     ``prefill`` and ``decode`` donate the cache, and ``decode`` the logits.
     """
@@ -53,13 +54,14 @@ def make_decoder(
     *,
     batch: int,
     is_guided: bool,
-    prompt_slots: int,
-    max_steps: int,
+    num_slots: int,
     frame_steps: int,
     decoding: DecodingConfig,
     is_ranked: bool = False,
 ) -> Decoder:
     """Build the decoder for ``batch`` prompts; nothing is compiled until it is called.
+
+    A prompt and the steps after it have ``num_slots`` together, ``frame_steps`` are those of a latent frame.
 
     A step feeds ``decoding.parallel_ids`` codes, the first chosen and the others guessed, and keeps them as far as each
     guess is the code that is then chosen at its place: speculative Jacobi decoding (arXiv 2410.01699) where a place's
@@ -72,7 +74,7 @@ def make_decoder(
         ConfigError: the mesh does not divide the rows or heads.
     """
     window = min(decoding.parallel_ids, frame_steps)
-    slots = prompt_slots + max_steps + window - 1  # the last window reaches beyond the end
+    slots = num_slots + window - 1  # the last window reaches beyond the end
     rows = batch * (2 if is_guided else 1)
     is_cpu = mesh.devices.flat[0].platform == "cpu"
     storage = Storage(is_int8=decoding.weights == "int8", is_transposed=is_cpu and rows * window == 1)
@@ -97,7 +99,7 @@ def make_decoder(
         valid: Bool[Array, "rows p"],
     ):
         hidden, cache = model.extend(params, config, tokens, positions, valid, cache, 0)
-        last = jnp.where(valid, jnp.arange(prompt_slots)[None], 0).max(axis=1)
+        last = jnp.where(valid, jnp.arange(tokens.shape[1])[None], 0).max(axis=1)
         logits = model.logits(params, hidden[jnp.arange(rows), last])
         places = last[:, None] - jnp.arange(frame_steps)[None, ::-1]
         codes = jnp.take_along_axis(jnp.where(valid, tokens - first, -1), jnp.maximum(places, 0), axis=1)
@@ -112,7 +114,8 @@ def make_decoder(
         cache: KVCache,
         logits: Float[Array, "rows v"],
         codes: Int[Array, "batch frame_steps"],
-        positions: Int[Array, "rows max_steps *axes"],
+        positions: Int[Array, "rows steps *axes"],
+        first_slot: Int[Array, ""],
         start: Int[Array, ""],
         num_steps: Int[Array, ""],
         keys: Array,
@@ -142,7 +145,7 @@ def make_decoder(
             tokens = (first + guesses).repeat(rows // batch, axis=0)
             places = jax.lax.dynamic_slice_in_dim(positions, index, window, axis=1)
             valid = jnp.ones_like(tokens, bool)
-            hidden, cache = model.extend(params, config, tokens, places, valid, cache, prompt_slots + index)
+            hidden, cache = model.extend(params, config, tokens, places, valid, cache, first_slot + index)
             logits, count = model.logits(params, hidden), 1
             if window > 1:
                 following = index + jnp.arange(1, window)

@@ -51,8 +51,7 @@ class Ours:
             sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]),
             batch=batch,
             is_guided=False,
-            prompt_slots=PROMPT,
-            max_steps=num_frames * STEPS,
+            num_slots=PROMPT + num_frames * STEPS,
             frame_steps=STEPS,
             decoding=DecodingConfig(**decoding),
         )
@@ -71,7 +70,7 @@ class Ours:
         cache, logits, codes = self._decoder.prefill(self._params, self._cache, self._tokens, self._before, valid)
         for frame in range(self._num_frames):
             cache, logits, codes = self._decoder.decode(
-                self._params, cache, logits, codes, self._after, frame * STEPS, STEPS, self._keys, self._rule
+                self._params, cache, logits, codes, self._after, PROMPT, frame * STEPS, STEPS, self._keys, self._rule
             )
             codes.block_until_ready()
             times.append(time.perf_counter() - start)

@@ -28,6 +28,7 @@ CONFIG = TransformerConfig(
     max_length=32,
 )
 PROMPT_SLOTS, MAX_STEPS = 8, 6
+ALL, THREE = (jnp.int32(0), jnp.int32(MAX_STEPS)), (jnp.int32(0), jnp.int32(3))  # steps from the first on
 SAMPLED = SamplingConfig(top_k=20, top_p=0.95, guidance_scale=3.0)
 GREEDY = SamplingConfig(top_k=1, guidance_scale=3.0)
 
@@ -73,8 +74,7 @@ class Runner:
             mesh,
             batch=batch,
             is_guided=is_guided,
-            prompt_slots=PROMPT_SLOTS,
-            max_steps=MAX_STEPS,
+            num_slots=PROMPT_SLOTS + MAX_STEPS,
             frame_steps=MAX_STEPS,
             decoding=DecodingConfig(**decoding),
             is_ranked=is_ranked,
@@ -93,7 +93,7 @@ class Runner:
             place = jnp.int32(sum(calls[:index])), jnp.int32(steps)
             before = codes
             self.cache, logits, codes, *self.likelihood = self.decoder.decode(
-                self.params, self.cache, logits, codes, following, *place, keys_of(seeds), rule
+                self.params, self.cache, logits, codes, following, PROMPT_SLOTS, *place, keys_of(seeds), rule
             )
             np.testing.assert_array_equal(codes[:, steps:], before[:, steps:])
             found.append(codes[:, :steps])
@@ -179,19 +179,19 @@ def test_prefill_finds_the_latent_frame_that_a_prompt_ends_with(side, is_guided,
 
 
 def test_the_repetition_guard_looks_at_the_same_place_of_the_frame_before(make_mesh):
-    """Against odds a billionth of what they were, no greedy code is that of the frame before; else each is."""
+    """Against odds a millionth of what they were, no greedy code is that of the frame before; else each is."""
     run, prompts = Runner(make_mesh(data=1), 2, False), make_prompts(2, False)
     tokens, positions, valid, following = padded(prompts)
     found = {}
-    for penalty in (1.0, 1e9):
+    for penalty in (1.0, 1e6):
         run.cache, logits, codes = run.decoder.prefill(run.params, run.cache, tokens, positions, valid)
         (rule,) = rules_of(dataclasses.replace(GREEDY, guidance_scale=1.0, repetition_penalty=penalty), False, 1)
         before = found.get(1.0, codes)
         run.cache, _, found[penalty] = run.decoder.decode(
-            run.params, run.cache, logits, before, following, jnp.int32(0), jnp.int32(3), keys_of([0, 1]), rule
+            run.params, run.cache, logits, before, following, PROMPT_SLOTS, *THREE, keys_of([0, 1]), rule
         )
-    assert (found[1.0][:, 0] != found[1e9][:, 0]).all()
-    assert (found[1.0][:, :3] != found[1e9][:, :3]).all()
+    assert (found[1.0][:, 0] != found[1e6][:, 0]).all()
+    assert (found[1.0][:, :3] != found[1e6][:, :3]).all()
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_the_cache_is_changed_in_place(sizes, cache, make_mesh):
     assert prefill.memory_analysis().alias_size_in_bytes >= num_bytes
     store, logits, codes = decoder.prefill(run.params, old, tokens, positions, valid)
     num_bytes += logits.addressable_shards[0].data.nbytes
-    arguments = (logits, codes, following, jnp.int32(0), jnp.int32(3), keys_of(range(4)), *rules_of(SAMPLED, False, 1))
+    arguments = (logits, codes, following, PROMPT_SLOTS, *THREE, keys_of(range(4)), *rules_of(SAMPLED, False, 1))
     decode = decoder.decode.lower(run.params, store, *arguments).compile()
     assert decode.memory_analysis().alias_size_in_bytes >= num_bytes
     after, *_ = decoder.decode(run.params, store, *arguments)
@@ -283,7 +283,7 @@ def test_a_guess_that_is_right_takes_no_step_of_its_own(make_mesh, monkeypatch):
         guesses = np.where(np.arange(6) < num_right, expected, wrong)
         steps.clear()
         run.cache, _, codes = run.decoder.decode(
-            run.params, run.cache, logits, guesses, following, jnp.int32(0), jnp.int32(6), keys_of(seeds), rule
+            run.params, run.cache, logits, guesses, following, PROMPT_SLOTS, *ALL, keys_of(seeds), rule
         )
         jax.effects_barrier()
         np.testing.assert_array_equal(codes, expected)
