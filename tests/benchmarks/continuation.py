@@ -5,8 +5,8 @@
 
 Samples videos of the demo's held-out prompts with the demo's temperature and guidance: for each
 ``sampling.continuation`` with the demo's top-k, and for the default one with others. A judge of pixels reads every ten
-seconds; a minute's share is the mean of its six. A cell (way, top-k, seconds, seed) that stands in FILE.json is not
-sampled again, so that the same command goes on where it was stopped; --seeds=0 only shows what is there. Prints a
+seconds; a minute's share is the mean of its six. A cell (way, top-k, seconds, seed, model) that stands in FILE.json is
+not sampled again, so that the same command goes on where it was stopped; --seeds=0 only shows what is there. Prints a
 table: means over the seeds, and the least and largest. The picture needs matplotlib.
 """
 
@@ -84,10 +84,10 @@ def run(model: str, results: Path, seconds: int, seeds: int, prompts: int) -> li
             sampling = dataclasses.replace(SAMPLING, seconds=seconds, continuation=way, top_k=top_k)
             options = vars(sampling)
             add(
-                {"way": way, "top_k": top_k, "seed": seed} | size,
+                {"way": way, "top_k": top_k, "seed": seed, "model": pipe.fingerprint} | size,
                 lambda seed=seed, options=options: pipe.stream(texts, seed * prompts, **options),
             )
-    return [cell for cell in cells if size.items() <= cell.items()]
+    return [cell for cell in cells if size.items() <= cell.items() and cell.get("model") in (None, pipe.fingerprint)]
 
 
 def by_setting(cells: list[dict]) -> dict[tuple, dict[str, np.ndarray]]:

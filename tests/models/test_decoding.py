@@ -180,16 +180,23 @@ def test_a_key_of_zeros_divides_nothing():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
 def test_a_long_cache_is_read_in_blocks_up_to_what_is_filled(dtype):
-    """1,500 slots, of which any number is filled; what lies behind is never looked at."""
-    keys = jax.random.split(jax.random.key(1), 3)
+    """1,500 slots, of which any number is filled; blocks of 94 behind it are never looked at."""
+    keys, size = jax.random.split(jax.random.key(1), 3), 94
     query = jax.random.normal(keys[0], (2, 1, 16, 4))
     key, value = (jax.random.normal(k, (2, 1500, 8, 4)) for k in keys[1:])
-    store = KVCache.zeros(CONFIG, 2, 1500, dtype).layers[0].write(0, key, value)
-    attend = jax.jit(lambda allowed, filled: cached_attention(query, store, allowed, filled))
+    empty = KVCache.zeros(CONFIG, 2, 1500, dtype).layers[0]
+
+    @jax.jit
+    def attend(key, value, allowed, filled):
+        return cached_attention(query, empty.write(0, key, value), allowed, filled)
+
     for filled in (1, 94, 95, 700, 1500):
         allowed = (jnp.arange(1500) < filled)[None, None].repeat(2, axis=0)
+        is_read = (jnp.arange(1500) < -(-filled // size) * size)[None, :, None, None]
+        stored = (jnp.where(is_read, part, jnp.nan) for part in (key, value))
         expected = dense_attention(query, key, value, allowed)
-        np.testing.assert_allclose(attend(allowed, filled), expected, atol=1e-5 if dtype == jnp.float32 else 0.05)
+        found = attend(*stored, allowed, filled)
+        np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == jnp.float32 else 0.05)
 
 
 def test_decoding_params_are_joined_cut_and_in_the_compute_dtype():
