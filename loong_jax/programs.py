@@ -105,7 +105,7 @@ def lower_decoding(
     params = jax.eval_shape(decoder.prepare, params)
     params = _placed(params, sharding.tree_shardings(mesh, params, logical_axes(params)))
     cache = jax.eval_shape(decoder.new_cache)
-    cache = _placed(cache, KVCache.shardings(mesh, config, *cache.valid.shape, cache.layers[0].keys.dtype))
+    cache = _placed(cache, cache.shardings(mesh))
     with jax.set_mesh(mesh):
         lowered = decoder.decode.lower(params, cache, logits, codes, positions, step, step, step, keys, rule)
     return Program(lowered, params, cache)

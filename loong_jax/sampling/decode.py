@@ -79,7 +79,11 @@ def make_decoder(
     is_cpu = mesh.devices.flat[0].platform == "cpu"
     storage = Storage(is_int8=decoding.weights == "int8", is_transposed=is_cpu and rows * window == 1)
     dtype = jnp.int8 if decoding.cache == "int8" else compute_dtype(config)
-    cache_shardings = KVCache.shardings(mesh, config, rows, slots, dtype)
+
+    def empty() -> KVCache:
+        return KVCache.zeros(config, rows, slots, dtype, is_cut=is_cpu)
+
+    cache_shardings = jax.eval_shape(empty).shardings(mesh)
     by_row = sharding.named_sharding(mesh, ("batch", None), (rows, config.num_video_ids), "logits")
     by_prompt = sharding.named_sharding(mesh, ("batch", None), (batch, frame_steps), "codes")
     first = config.num_text_ids
@@ -163,5 +167,4 @@ def make_decoder(
         codes = jnp.where(jnp.arange(frame_steps) < num_steps, codes[:, :frame_steps], before)
         return cache, logits, codes, *likelihood
 
-    new_cache = jax.jit(lambda: KVCache.zeros(config, rows, slots, dtype), out_shardings=cache_shardings)
-    return Decoder(storage, prepare, prefill, decode, new_cache)
+    return Decoder(storage, prepare, prefill, decode, jax.jit(empty, out_shardings=cache_shardings))

@@ -11,7 +11,7 @@ from flax import nnx
 
 from loong_jax import sharding
 from loong_jax.config import TransformerConfig
-from loong_jax.models import decoding, transformer
+from loong_jax.models import decoding, kv_cache, transformer
 from loong_jax.models.cached_attention import cached_attention
 from loong_jax.models.decoding import Storage
 from loong_jax.models.dense_attention import dense_attention
@@ -41,7 +41,7 @@ def assert_trees_close(found, expected, tolerance):
 
 
 def cached_and_full_logits(
-    config: TransformerConfig, params, side: str, storage: Storage = PLAIN, cache_dtype=None
+    config: TransformerConfig, params, side: str, storage: Storage = PLAIN, cache_dtype=None, is_cut=False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits after each of 8 rows' prompts (3 to 6 ids, padded to 6 on ``side``) and 5 more ids, both ways."""
     rng, lengths, slots, steps = np.random.default_rng(2), np.array([6, 5, 4, 3, 6, 3, 5, 4]), 6, 5
@@ -61,7 +61,7 @@ def cached_and_full_logits(
 
     prepare = jax.jit(lambda params: decoding.decoding_params(params, config, 0, config.vocab_size, storage))
     made, scores = prepare(params), jax.jit(decoding.logits)
-    empty = KVCache.zeros(config, rows, slots + steps, cache_dtype or transformer.compute_dtype(config))
+    empty = KVCache.zeros(config, rows, slots + steps, cache_dtype or transformer.compute_dtype(config), is_cut)
     hidden, store = extend(made, tokens, places_of(config, positions), valid, empty, 0)
     found, real = [scores(made, hidden[np.arange(rows), last])], np.ones((rows, 1), bool)
     for step in range(steps):
@@ -96,10 +96,11 @@ def test_cached_decode_equals_full_forward_with_places_in_space_and_normalized_h
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("num_kv_heads", [2, 8, 16])
-def test_cached_decode_equals_full_forward(side, num_kv_heads):
+@pytest.mark.parametrize(("num_kv_heads", "is_cut"), [(2, True), (8, False), (8, True), (16, False)])
+def test_cached_decode_equals_full_forward(side, num_kv_heads, is_cut, monkeypatch):
+    monkeypatch.setattr(kv_cache, "_LEAST_BLOCK", 4)  # 11 slots are three blocks
     storage = Storage(is_int8=False, is_transposed=side == "left")
-    found, expected = cached_and_full_logits(*sharp_model(num_kv_heads, "float32"), side, storage)
+    found, expected = cached_and_full_logits(*sharp_model(num_kv_heads, "float32"), side, storage, is_cut=is_cut)
     assert np.abs(expected).max() > 1
     assert_trees_close(found, expected, 1e-5)
 
@@ -178,13 +179,14 @@ def test_a_key_of_zeros_divides_nothing():
     np.testing.assert_allclose(found[:, 0, ::2], value.mean(axis=1), atol=0.02)
 
 
+@pytest.mark.parametrize("is_cut", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
-def test_a_long_cache_is_read_in_blocks_up_to_what_is_filled(dtype):
+def test_a_long_cache_is_read_in_blocks_up_to_what_is_filled(dtype, is_cut):
     """1,500 slots, of which any number is filled; blocks of 94 behind it are never looked at."""
     keys, size = jax.random.split(jax.random.key(1), 3), 94
     query = jax.random.normal(keys[0], (2, 1, 16, 4))
     key, value = (jax.random.normal(k, (2, 1500, 8, 4)) for k in keys[1:])
-    empty = KVCache.zeros(CONFIG, 2, 1500, dtype).layers[0]
+    empty = KVCache.zeros(CONFIG, 2, 1500, dtype, is_cut).layers[0]
 
     @jax.jit
     def attend(key, value, allowed, filled):

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from loong_jax.config import TransformerConfig
 from loong_jax.models.cached_attention import cached_attention
 from loong_jax.models.dense_attention import dense_attention
-from loong_jax.models.kv_cache import LayerCache
+from loong_jax.models.kv_cache import KVCache, LayerCache, Piece, block_slots
 from loong_jax.models.layers import rms_norm, rotate, rotation, swiglu
 
 RNG = np.random.default_rng(0)
@@ -63,8 +64,9 @@ def test_gradients_of_swiglu():
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("is_cut", [False, True])
 @pytest.mark.parametrize(("num_kv_heads", "slots", "read"), [(1, 300, 3 * 64), (4, 300, 3 * 64), (4, 1500, 2 * 94)])
-def test_cached_attention_reads_the_filled_slots_and_no_others(num_kv_heads, slots, read):
+def test_cached_attention_reads_the_filled_slots_and_no_others(num_kv_heads, slots, read, is_cut):
     """Slots past the blocks with filled ones hold NaN: one read there would be seen. Long caches have larger blocks."""
     filled = 130
     keys, values = (np.full((2, num_kv_heads, slots, 8), np.nan, np.float32) for _ in range(2))
@@ -72,8 +74,31 @@ def test_cached_attention_reads_the_filled_slots_and_no_others(num_kv_heads, slo
         part[:, :, :read] = normal(2, num_kv_heads, read, 8)
     query, mask = normal(2, 5, 4, 8), RNG.random((2, 5, slots)) < 0.6
     mask[..., 0], mask[..., filled:] = True, False
-    cache = LayerCache(jnp.asarray(keys), jnp.asarray(values))
+    ends = np.arange(block_slots(slots), slots, block_slots(slots)) if is_cut else []
+    parts = (np.split(part, ends, axis=2) for part in (keys, values))
+    cache = LayerCache([Piece(*map(jnp.asarray, pair)) for pair in zip(*parts, strict=True)])
     found = jax.jit(cached_attention)(jnp.asarray(query), cache, jnp.asarray(mask), filled)
     part = [x[:, :, :filled].swapaxes(1, 2) for x in (keys, values)]
     expected = dense_attention(*map(jnp.asarray, (query, *part, mask[..., :filled])))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+@pytest.mark.parametrize(("slot", "count"), [(0, 150), (0, 1), (63, 1), (64, 1), (62, 5), (145, 5), (0, 64), (10, 130)])
+def test_a_cache_in_pieces_holds_what_one_array_holds(slot, count, dtype):
+    """Wherever it is written: within a piece, across the borders of pieces, or all of it."""
+    config = TransformerConfig(num_layers=1, model_dim=16, num_heads=2, num_kv_heads=2, mlp_dim=8)
+    key, value = (jnp.asarray(normal(3, count, 2, 8)) for _ in range(2))
+    before = [jnp.asarray(normal(3, 150, 2, 8)) for _ in range(2)]
+    caches = [KVCache.zeros(config, 3, 150, dtype, is_cut).layers[0].write(0, *before) for is_cut in (False, True)]
+    write = jax.jit(lambda cache, slot: cache.write(slot, key, value))
+    whole, cut = (write(cache, slot) for cache in caches)
+    assert [piece.num_slots for piece in whole.pieces] == [150]
+    assert [piece.num_slots for piece in cut.pieces] == [64, 64, 22] and cut.starts == [0, 64, 128]
+    for name in ("keys", "values", *(["key_scales", "value_scales"] if dtype == jnp.int8 else [])):
+        joined = np.concatenate([getattr(piece, name) for piece in cut.pieces], axis=2)
+        np.testing.assert_array_equal(joined, getattr(whole.pieces[0], name))
+    if dtype == jnp.float32:
+        expected = np.array(before[0])
+        expected[:, slot : slot + count] = key
+        np.testing.assert_array_equal(whole.pieces[0].keys.swapaxes(1, 2), expected)

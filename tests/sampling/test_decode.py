@@ -12,7 +12,7 @@ from flax import nnx
 
 from loong_jax import sharding
 from loong_jax.config import DecodingConfig, SamplingConfig, TransformerConfig
-from loong_jax.models import transformer
+from loong_jax.models import kv_cache, transformer
 from loong_jax.sampling import decode
 from loong_jax.sampling.decode import make_decoder
 from loong_jax.sampling.logits import rules_of
@@ -197,7 +197,8 @@ def test_the_repetition_guard_looks_at_the_same_place_of_the_frame_before(make_m
 @pytest.mark.parametrize(
     ("sizes", "cache"), [({"data": 1}, "auto"), ({"data": 2, "fsdp": 2, "tensor": 2}, "int8")], ids=str
 )
-def test_the_cache_is_changed_in_place(sizes, cache, make_mesh):
+def test_the_cache_is_changed_in_place(sizes, cache, make_mesh, monkeypatch):
+    monkeypatch.setattr(kv_cache, "_LEAST_BLOCK", 4)
     run = Runner(make_mesh(**sizes), 4, True, cache=cache)
     tokens, positions, valid, following = padded(make_prompts(4, True))
     local = [x.addressable_shards[0].data for x in jax.tree.leaves(run.cache)]
@@ -222,15 +223,17 @@ def test_the_cache_is_changed_in_place(sizes, cache, make_mesh):
     [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"sequence": 2, "tensor": 4}],
     ids=str,
 )
-def test_codes_on_a_mesh_equal_those_without(sizes, is_mesh_set, make_mesh):
+def test_codes_on_a_mesh_equal_those_without(sizes, is_mesh_set, make_mesh, monkeypatch):
+    """Nor does it matter that the cache is here in pieces of four slots, and there in one."""
     prompts, seeds = make_prompts(8, True), range(8)
     expected = one_device_codes(make_mesh(data=1))
+    monkeypatch.setattr(kv_cache, "_LEAST_BLOCK", 4)
     mesh = make_mesh(**sizes)
     with jax.set_mesh(mesh) if is_mesh_set else contextlib.nullcontext():
         run = Runner(mesh, 8, True)
         np.testing.assert_array_equal(run(prompts, seeds, SAMPLED), expected)
     rows, heads = sizes.get("data", 1) * sizes.get("fsdp", 1), sizes.get("tensor", 1)
-    assert run.cache.layers[0].keys.addressable_shards[0].data.shape == (16 // rows, 8 // heads, 14, 4)
+    assert run.cache.layers[0].pieces[0].keys.addressable_shards[0].data.shape == (16 // rows, 8 // heads, 4, 4)
 
 
 @cache
