@@ -74,7 +74,7 @@ def _sample(job: DemoJob, pipe: pipeline.Pipeline, samples: Path) -> list[Path]:
     """The video that the user waited for, as mp4, gif and contact sheet."""
     files = _sample_files(job, samples)
     if not all(file.exists() for file in files):
-        [video] = sample_videos(pipe, [job.sample.prompt], job.sample.seed, _sampling(job, pipe))
+        [video] = sample_videos(pipe, [job.sample.prompt], job.sample.seed, _sampling(job, pipe), batch_size=1)
         write_sample(files[0].with_suffix(""), video, pipe.fps)
     return files
 
@@ -117,7 +117,8 @@ def _benchmark(job: DemoJob, pipe: pipeline.Pipeline, samples: Path) -> dict:
     scenes = [example["label"] for example in examples]
     cached = samples / f"{_HELD_OUT}.npy"
     if not cached.exists():
-        videos = sample_videos(pipe, [canonical_caption(scene) for scene in scenes], job.seed, sampling)
+        prompts = [canonical_caption(scene) for scene in scenes]
+        videos = sample_videos(pipe, prompts, job.seed, sampling, job.batch_size)
         temporary = cached.with_suffix(".tmp.npy")
         np.save(temporary, videos)
         temporary.replace(cached)

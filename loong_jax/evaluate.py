@@ -92,7 +92,7 @@ def _sample(pipe: pipeline.Pipeline, job: EvaluateJob, folder: Path) -> None:
     for first in range(0, len(files), job.batch_size):
         batch = slice(first, first + job.batch_size)
         if not all(file.exists() for file in files[batch]):
-            videos = sample_videos(pipe, prompts[batch], job.seed + first, sampling)
+            videos = sample_videos(pipe, prompts[batch], job.seed + first, sampling, job.batch_size)
             for file, video in zip(files[batch], videos, strict=True):
                 write_video(file, video, pipe.fps)
 

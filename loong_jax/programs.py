@@ -12,7 +12,6 @@ from loong_jax import sharding
 from loong_jax.config import ConfigError, DecodingConfig, LanguageModelJob, SamplingConfig, TokenizerJob
 from loong_jax.models import transformer
 from loong_jax.models.decoding import logical_axes
-from loong_jax.models.kv_cache import KVCache
 from loong_jax.sampling.decode import make_decoder
 from loong_jax.sampling.logits import rules_of
 from loong_jax.tokenizer import autoencoder

@@ -61,14 +61,23 @@ def run_sample(job: SampleJob, workdir: Path) -> list[Path]:
     return [path for video in videos for path in video.files.paths]
 
 
-def sample_videos(pipe: pipeline.Pipeline, prompts: list[str], seed: int, sampling: SamplingConfig) -> np.ndarray:
-    """One video per prompt, uint8 [prompts, frames, height, width, 3], with progress on the screen."""
-    progress, parts = _Progress(pipe, len(prompts), sampling), []
-    for frames in pipe.stream(prompts, seed, **vars(sampling)):
-        parts.append(frames)
-        progress.add(frames.shape[1])
-    progress.close()
-    return np.concatenate(parts, axis=1)
+def sample_videos(
+    pipe: pipeline.Pipeline, prompts: list[str], seed: int, sampling: SamplingConfig, batch_size: int
+) -> np.ndarray:
+    """One video per prompt, uint8 [prompts, frames, height, width, 3], with progress on the screen.
+
+    ``batch_size`` at once; the prompt at place i has the seed ``seed`` + i.
+    """
+    videos = []
+    for first in range(0, len(prompts), batch_size):
+        batch = prompts[first : first + batch_size]
+        progress, parts = _Progress(pipe, len(batch), sampling), []
+        for frames in pipe.stream(batch, seed + first, **vars(sampling)):
+            parts.append(frames)
+            progress.add(frames.shape[1])
+        progress.close()
+        videos.append(np.concatenate(parts, axis=1))
+    return np.concatenate(videos)
 
 
 def write_sample(stem: Path, video: np.ndarray, fps: float) -> list[Path]:

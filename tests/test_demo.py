@@ -104,7 +104,7 @@ def test_samples_of_other_settings_are_not_taken_for_new_ones(tmp_path, monkeypa
 
     calls = []
 
-    def sample_videos(pipe, prompts, seed, sampling):
+    def sample_videos(pipe, prompts, seed, sampling, batch_size):
         calls.append((pipe.fingerprint, len(prompts), seed))
         return np.zeros((len(prompts), 6, 32, 32, 3), np.uint8)
 

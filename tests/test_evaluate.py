@@ -148,7 +148,7 @@ class Model:
 def model(monkeypatch):
     asked = []
 
-    def sample_videos(pipe, prompts, seed, sampling):
+    def sample_videos(pipe, prompts, seed, sampling, batch_size):
         assert sampling == SamplingConfig(seconds=2.0, top_k=7)
         asked.append((tuple(prompts), seed))
         source = MovingDigits("test", 32, 13, 0.0)

@@ -15,10 +15,11 @@ from loong_jax.config import (
     LanguageModelJob,
     SampleJob,
     SamplingChanges,
+    SamplingConfig,
 )
 from loong_jax.data.prompts import parse_prompt, read_prompts
 from loong_jax.pipeline import Pipeline
-from loong_jax.sample import run_sample
+from loong_jax.sample import run_sample, sample_videos
 from loong_jax.sampling.long_video import Generator, Piece
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
 from loong_jax.video import write_image, write_video
@@ -243,3 +244,23 @@ def test_a_video_that_does_not_fit_into_memory_is_for_the_stream(pipe, monkeypat
     with pytest.raises(ValueError, match="GiB, more than this machine has: take them from pipe.stream"):
         pipe("a 7", seconds=60)
     assert next(pipe.stream("a 7", seconds=60)).shape == (5, 32, 32, 3)
+
+
+def test_videos_do_not_depend_on_how_many_are_sampled_together():
+    """Five prompts, two at a time, are those of five together; each place has a seed of its own."""
+
+    class Pipe:
+        ids_per_frame = 4
+
+        @staticmethod
+        def num_frames(sampling):
+            return 6
+
+        @staticmethod
+        def stream(prompts, seed, **sampling):
+            for index in range(2):
+                yield np.stack([np.full((3, 1, 1, 3), 10 * (seed + i) + index, np.uint8) for i in range(len(prompts))])
+
+    found, whole = (sample_videos(Pipe, ["a"] * 5, 4, SamplingConfig(seconds=1.0), batch_size) for batch_size in (2, 5))
+    np.testing.assert_array_equal(found, whole)
+    assert found.shape == (5, 6, 1, 1, 3) and found[:, 0, 0, 0, 0].tolist() == [40, 50, 60, 70, 80]

@@ -24,31 +24,36 @@ class Arm:
     trainings: dict[str, dict] = dataclasses.field(default_factory=dict)  # name -> what is changed of it
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
     is_one_stage: bool = False  # stage 3 from scratch, for as many FLOPs as the base's three
+    is_tokenizer: bool = False  # a tokenizer and nothing else
     by_second: bool = False  # its videos are also read by the second
 
 
 BASE = "base"
+_CLIP = {"seconds": 10.0}  # where a claim is not of long videos
+# In the order in which they are run: what is needed most comes first.
 ARMS = {
     BASE: Arm("base", by_second=True),
     # Of the base's model: what its videos depend on.
     "ids": Arm("plain ids", sampling={"continuation": "ids"}, by_second=True),
-    "anchor": Arm("first frame and last", sampling={"continuation": "anchor"}, by_second=True),
-    "top_k_1": Arm("k = 1", sampling={"top_k": 1}),
-    "top_k_100": Arm("k = 100", sampling={"top_k": 100}),
     "top_k_all": Arm("all ids", sampling={"top_k": 0}),
     "temperature_0.4": Arm("temperature 0.4", sampling={"temperature": 0.4}),
     "temperature_1": Arm("temperature 1", sampling={"temperature": 1.0}),
+    # Stage 3 alone, for as many FLOPs as the base's three.
+    "one_stage": Arm("from scratch", sampling=_CLIP, is_one_stage=True),
     # Of the base's stage 2.
-    "early_weight_0": Arm("λ = 0", {"stage3": {"loss": {"early_weight": 0.0}}}),
-    "early_weight_0.5": Arm("λ = 0.5", {"stage3": {"loss": {"early_weight": 0.5}}}),
-    "early_weight_2": Arm("λ = 2", {"stage3": {"loss": {"early_weight": 2.0}}}),
+    "early_weight_0": Arm("λ = 0", {"stage3": {"loss": {"early_weight": 0.0}}}, _CLIP),
+    # Of the base's stage 1.
+    "video_only": Arm("video only", {"stage2": _VIDEO_ONLY, "stage3": _VIDEO_ONLY}, _CLIP),
+    # Of nothing of the base; what a tokenizer is good for is seen without a language model.
+    "plain_vq": Arm("plain VQ", {name: _PLAIN_VQ for name in TOKENIZERS}, is_tokenizer=True),
     "corruption": Arm("corrupted context", {"stage3": {"loss": {"context_corruption": 0.2}}}),
     "reencoded": Arm("re-encoded prefixes", {"stage3": {"data": {"reencoded_share": 0.5}}}),
-    # Of the base's stage 1, its tokenizer, and nothing of it.
-    "video_only": Arm("video only", {"stage2": _VIDEO_ONLY, "stage3": _VIDEO_ONLY}),
-    "one_stage": Arm("from scratch", is_one_stage=True),
-    "rope_3d": Arm("3D RoPE", {stage: _ROPE_3D for stage in STAGES}),
-    "plain_vq": Arm("plain VQ", {name: _PLAIN_VQ for name in TOKENIZERS}),
+    "anchor": Arm("first frame and last", sampling={"continuation": "anchor"}, by_second=True),
+    "top_k_1": Arm("k = 1", sampling={"top_k": 1}),
+    "top_k_100": Arm("k = 100", sampling={"top_k": 100}),
+    "early_weight_2": Arm("λ = 2", {"stage3": {"loss": {"early_weight": 2.0}}}, _CLIP),
+    "rope_3d": Arm("3D RoPE", {stage: _ROPE_3D for stage in STAGES}, _CLIP),
+    "early_weight_0.5": Arm("λ = 0.5", {"stage3": {"loss": {"early_weight": 0.5}}}, _CLIP),
 }
 
 
@@ -68,7 +73,8 @@ def trainings(job: ClaimsJob, name: str, seed: int) -> dict[str, Training]:
     """
     arm, owner = ARMS[name], BASE
     found: dict[str, Training] = {}
-    for part in (*TOKENIZERS, "stage3") if arm.is_one_stage else (*TOKENIZERS, *STAGES):
+    stages = () if arm.is_tokenizer else ("stage3",) if arm.is_one_stage else STAGES
+    for part in (*TOKENIZERS, *stages):
         base = getattr(job, part)
         settings = changed(base, arm.trainings.get(part, {}))
         if arm.is_one_stage and part == "stage3":

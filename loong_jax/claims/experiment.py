@@ -4,6 +4,7 @@ A cell is one arm with one seed. Cells that stand in ``claims.json`` are not run
 stopped, and all arms of a seed come before the next seed, so that whatever is there can be compared.
 """
 
+import fcntl
 import functools
 import json
 import time
@@ -64,10 +65,7 @@ class Cells:
         settings = json.loads(json.dumps(to_json_dict(job)))
         self._path = path
         self._settings = {name: value for name, value in settings.items() if name not in ("first_seed", "num_seeds")}
-        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": []}
-        if stored.get("settings", self._settings) != self._settings:
-            raise ValueError(f"{path} holds cells of other settings: take another --workdir.")
-        self.found: list[Cell] = stored["cells"]
+        self.found = self._read()
 
     def missing(self, seeds: range) -> list[tuple[int, str]]:
         """(seed, arm) of the cells that are still to run, a seed after the other."""
@@ -75,11 +73,19 @@ class Cells:
         return [(seed, name) for seed in seeds for name in ARMS if (seed, name) not in there]
 
     def add(self, cell: Cell) -> None:
-        """Keep one more cell, on disk too."""
-        self.found.append(cell)
-        temporary = self._path.with_suffix(".tmp")
-        write_report(temporary, {"cells": self.found, "settings": self._settings})
-        temporary.replace(self._path)
+        """Keep one more cell, on disk too, beside those that other processes have added."""
+        with open(self._path.parent / ".lock", "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.found = [*self._read(), cell]
+            temporary = self._path.with_suffix(".tmp")
+            write_report(temporary, {"cells": self.found, "settings": self._settings})
+            temporary.replace(self._path)
+
+    def _read(self) -> list[Cell]:
+        stored = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {"cells": []}
+        if stored.get("settings", self._settings) != self._settings:
+            raise ValueError(f"{self._path} holds cells of other settings: take another --workdir.")
+        return stored["cells"]
 
 
 def _run(job: ClaimsJob, name: str, seed: int, folder: Path) -> Cell:
@@ -89,12 +95,13 @@ def _run(job: ClaimsJob, name: str, seed: int, folder: Path) -> Cell:
         _train(part, training, folder, _home(parts["tokenizer"]))
     trained = time.perf_counter()
     cell: Cell = {"arm": name, "seed": seed}
-    if _home(parts["stage3"]) == name:
+    if "stage3" in parts and _home(parts["stage3"]) == name:
         [*_, last] = [record for record in read_metrics(folder / name / "stage3") if record["split"] == "eval"]
         cell["loss"] = last["frame_loss"]
     if _home(parts["tokenizer"]) == name:
         cell |= _reconstruct(job, folder / name / "tokenizer")
-    cell |= _sample(job, name, seed, folder, parts["stage3"])
+    if "stage3" in parts:
+        cell |= _sample(job, name, seed, folder, parts["stage3"])
     minutes = {"training": (trained - start) / 60, "sampling": (time.perf_counter() - trained) / 60}
     return cell | {"minutes": minutes}
 
@@ -134,11 +141,8 @@ def _sample(job: ClaimsJob, name: str, seed: int, folder: Path, stage3: Training
     source = MovingDigits("test", data.frame_size, 1, data.two_digit_share)
     scenes = [source[index]["label"] for index in range(job.num_prompts)]
     prompts = [canonical_caption(wanted) for wanted in scenes]
-    videos = []
-    for first in range(0, job.num_prompts, job.batch_size):
-        batch = prompts[first : first + job.batch_size]
-        videos += list(sample_videos(pipe, batch, seed * job.num_prompts + first, rules))
-    write_image(folder / name / "samples.png", contact_sheet(videos[:_NUM_SHOWN], columns=12))
+    videos = sample_videos(pipe, prompts, seed * job.num_prompts, rules, job.batch_size)
+    write_image(folder / name / "samples.png", contact_sheet(list(videos[:_NUM_SHOWN]), columns=12))
 
     def shares(seconds: float) -> dict[str, list[float]]:
         read = [

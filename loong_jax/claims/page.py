@@ -20,6 +20,7 @@ from loong_jax.evaluation.plots import as_file, line_plot
 from loong_jax.evaluation.report import format_table
 
 EARLY = 5  # latent frames: those of stage 2
+_FIRST, _LAST = slice(0, 1), slice(-1, None)  # ten seconds, of a list of these; latent frame 1, of a list of frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Measure:
     def of(self, cell: dict[str, Any]) -> float | None:
         """The value, or None where this arm has none of its own."""
         value = cell.get(self.path)
-        if value is None:
+        if value is None or (self.part == _LAST and len(value) == 1):  # of a single clip the last is the first
             return None
         return float(value if self.part is None else np.mean(value[self.part]))
 
@@ -46,7 +47,6 @@ class Measure:
         return mean if len(values) == 1 else f"{mean} ± {scale * _spread(values):.{digits}f}"
 
 
-_FIRST, _LAST = slice(0, 1), slice(-1, None)
 _LOSS = {"is_share": False, "higher_is_better": False}
 MEASURES = {
     "loss_first": Measure("loss, frame 1", "loss", _FIRST, **_LOSS),
@@ -75,7 +75,8 @@ class Claim:
     arm: str
     against: str
     others: tuple[str, ...] = ()
-    plot: str = "digit"  # over the video, "digit_by_second" finer, or "loss": by latent frame, beside that of ``arm``
+    # "digit" over the video, "digit_by_second" finer, "loss" by latent frame beside that of ``arm``, or "": none.
+    plot: str = "digit"
     labels: dict[str, str] = dataclasses.field(default_factory=dict)  # what arms are called here
 
     @property
@@ -97,6 +98,7 @@ CLAIMS = (
         "digit_first",
         BASE,
         "one_stage",
+        plot="loss",
         labels={BASE: "three stages"},
     ),
     Claim(
@@ -149,6 +151,7 @@ CLAIMS = (
         "codebook_usage",
         BASE,
         "plain_vq",
+        plot="",
         labels={BASE: "clustering VQ"},
     ),
     Claim(
@@ -208,9 +211,9 @@ _HEAD = """# The claims as an experiment
 What each part of Loong's recipe brings on moving digits of 32x32 pixels, in small models trained for minutes:
 `python -m loong_jax.main --config=configs/claims.py --workdir=runs/claims`. Arms differ in one thing each. Losses are
 cross-entropy of 128 held-out clips, in nats an id, by latent frame; a judge of pixels reads the videos of 128 held-out
-prompts, a minute each, and shares are in percent. Losses of two tokenizers are of other ids and do not compare. Values
-are means over seeds ± standard deviation. A claim is confirmed where the difference within seeds is larger, in the
-mean, than its standard deviation over them, and not measured with fewer than two seeds.
+prompts, a minute each, or ten seconds where the claim is not of long videos, and shares are in percent. Values are
+means over seeds ± standard deviation. A claim is confirmed where the difference within seeds is larger, in the mean,
+than its standard deviation over them, and not measured with fewer than two seeds.
 
 This page is made of `claims.json` by `python -m loong_jax.claims.page DIR`.
 """
@@ -226,7 +229,7 @@ def write_page(folder: Path) -> None:
         rows = table(claim, cells)
         if rows:
             parts.append("\n" + format_table(rows, list(rows[0])))
-        if any(_curves(claim, arm, cells).size for arm in claim.arms):
+        if claim.plot and any(_curves(claim, arm, cells).size for arm in claim.arms):
             (folder / f"{claim.name}.svg").write_text(as_file(plot(claim, cells)), encoding="utf-8")
             parts.append(f"\n![{claim.title}]({claim.name}.svg)")
     (folder / "README.md").write_text("\n".join(parts) + "\n", encoding="utf-8")

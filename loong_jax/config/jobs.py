@@ -163,9 +163,10 @@ class DemoJob:
     sample: SampleJob = SampleJob()
     num_eval_clips: int = 256  # held-out clips for PSNR and codebook usage
     num_eval_prompts: int = 64  # held-out prompts that are sampled and read
+    batch_size: int = 32  # of these so many together: the keys and values of more do not fit a CPU's caches
 
     def __post_init__(self):
-        require_positive(self, "num_eval_clips", "num_eval_prompts")
+        require_positive(self, "num_eval_clips", "num_eval_prompts", "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +183,7 @@ class ClaimsJob:
     first_seed: int = 0
     num_prompts: int = 128  # held-out prompts that are sampled and read
     num_clips: int = 256  # held-out clips for the tokenizers' PSNR and codebook usage
-    batch_size: int = 64  # prompts that are sampled together
+    batch_size: int = 32  # prompts that are sampled together, as in the demo
 
     def __post_init__(self):
         require_positive(self, "num_seeds", "num_prompts", "num_clips", "batch_size")

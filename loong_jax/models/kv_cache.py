@@ -24,7 +24,10 @@ def block_slots(slots: int) -> int:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Keys and values of adjacent slots; in int8 each has a scale of its own (``quantization.quantized``), else none."""
+    """Keys and values of adjacent slots.
+
+    In int8 each key and value has a scale of its own (``quantization.quantized``), else there are none.
+    """
 
     keys: Float[Array, "rows kv_heads slots head_dim"] | Int[Array, "rows kv_heads slots head_dim"]
     values: Float[Array, "rows kv_heads slots head_dim"] | Int[Array, "rows kv_heads slots head_dim"]

@@ -51,7 +51,9 @@ def test_the_base_is_the_job():
 )
 def test_an_arm_changes_one_thing_and_shares_what_comes_before(name, part, changes, shared):
     base, own = trainings(JOB, BASE, 0), trainings(JOB, name, 0)
-    assert [training.workdir.partition("/")[0] for training in own.values()] == [BASE] * shared + [name] * (5 - shared)
+    homes = [training.workdir.partition("/")[0] for training in own.values()]
+    assert homes == [BASE] * shared + [name] * (len(own) - shared)
+    assert list(own) == list(base)[: 2 if name == "plain_vq" else 5]
     for each in list(own)[:shared]:
         assert own[each] == base[each]
     if part:
@@ -73,6 +75,7 @@ def test_one_stage_costs_as_much_as_three():
 
 def test_videos_of_an_arm_are_sampled_by_its_rules():
     own = JOB.stage3.sampling
+    assert sampling(JOB, "rope_3d") == dataclasses.replace(own, seconds=10.0)
     assert sampling(JOB, BASE) == own and own.continuation_temperature == 0
     assert sampling(JOB, "ids") == dataclasses.replace(own, continuation="ids")
     assert {sampling(JOB, name).top_k for name in ARMS} == {1, 10, 100, 0}
