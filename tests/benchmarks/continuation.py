@@ -6,19 +6,23 @@
 Samples videos of the demo's held-out prompts with the demo's temperature and guidance: for each
 ``sampling.continuation`` with the demo's top-k, and for the default one with others. A judge of pixels reads every ten
 seconds; a minute's share is the mean of its six. A cell (way, top-k, seconds, seed, model) that stands in FILE.json is
-not sampled again, so that the same command goes on where it was stopped; --seeds=0 only shows what is there. Prints a
-table: means over the seeds, and the least and largest. The picture needs matplotlib.
+not sampled again, so that the same command goes on where it was stopped; --seeds=0 only shows what is there. Processes
+of other seeds (--first-seed), a core for each, may fill the same file. Prints a table: means over the seeds, and the
+least and largest. The picture needs matplotlib. --model=package:digits is the model that travels with the package.
 """
 
 import argparse
 import dataclasses
+import fcntl
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 import loong_jax
+from loong_jax.config import SamplingConfig
 from loong_jax.config_dict import load_job
 from loong_jax.data.moving_digits import MovingDigits, Scene, canonical_caption
 from loong_jax.evaluation.digits import digits_by_window
@@ -26,6 +30,7 @@ from loong_jax.evaluation.report import format_table
 
 DEMO = load_job(Path(__file__).parents[2] / "configs", "demo")
 SAMPLING = DEMO.stage3.sampling
+BATCH = 32  # prompts that are sampled together: the keys and values of more do not fit a CPU's caches
 WINDOW = 10  # seconds that the judge reads at once
 WAYS = ("reencode", "anchor", "ids", "window")
 TOP_K = (1, 5, 20, 100, 0)
@@ -59,35 +64,50 @@ def judge(stream: Iterator[np.ndarray], scenes: list[tuple[Scene, ...]], fps: fl
     return shares
 
 
-def run(model: str, results: Path, seconds: int, seeds: int, prompts: int) -> list[dict]:
+def run(model: str, results: Path, seconds: int, seeds: range, prompts: int) -> list[dict]:
     """All cells of such videos, those in ``results`` and those that were missing there."""
-    cells = json.loads(results.read_text()) if results.exists() else []
     pipe = loong_jax.load(model)
     examples = held_out(prompts, round(seconds * pipe.fps))
     scenes = [example["label"] for example in examples]
     texts = [canonical_caption(scene) for scene in scenes]
 
-    def add(cell: dict, stream) -> None:
-        if any(cell.items() <= done.items() for done in cells):
-            return
-        cells.append(cell | judge(stream(), scenes, pipe.fps))
-        partial = results.with_suffix(".partial")
-        partial.write_text("[\n" + ",\n".join(map(json.dumps, cells)) + "\n]\n")
-        partial.replace(results)
-        print(cells[-1], flush=True)
+    def add(cell: dict, judged: Callable[[], dict]) -> None:
+        if not any(cell.items() <= done.items() for done in read_cells(results)):
+            add_cell(results, cell | judged())
+
+    def sampled(seed: int, sampling: SamplingConfig) -> dict:
+        batches = [slice(first, first + BATCH) for first in range(0, prompts, BATCH)]
+        shares = [
+            judge(pipe.stream(texts[batch], seed * prompts + batch.start, **vars(sampling)), scenes[batch], pipe.fps)
+            for batch in batches
+        ]
+        weights = [len(texts[batch]) for batch in batches]
+        return {name: np.average([one[name] for one in shares], axis=0, weights=weights).tolist() for name in shares[0]}
 
     size = {"seconds": seconds, "prompts": prompts}
-    real = [example["video"] for example in examples]
-    add({"way": "real", "top_k": None, "seed": 0} | size, lambda: iter([np.stack(real)]))
-    for seed in range(seeds):
+    real = np.stack([example["video"] for example in examples])
+    add({"way": "real", "top_k": None, "seed": 0} | size, lambda: judge(iter([real]), scenes, pipe.fps))
+    for seed in seeds:
         for way, top_k in SETTINGS:
+            cell = {"way": way, "top_k": top_k, "seed": seed, "model": pipe.fingerprint} | size
             sampling = dataclasses.replace(SAMPLING, seconds=seconds, continuation=way, top_k=top_k)
-            options = vars(sampling)
-            add(
-                {"way": way, "top_k": top_k, "seed": seed, "model": pipe.fingerprint} | size,
-                lambda seed=seed, options=options: pipe.stream(texts, seed * prompts, **options),
-            )
-    return [cell for cell in cells if size.items() <= cell.items() and cell.get("model") in (None, pipe.fingerprint)]
+            add(cell, functools.partial(sampled, seed, sampling))
+    cells = [cell for cell in read_cells(results) if size.items() <= cell.items()]
+    return [cell for cell in cells if cell.get("model") in (None, pipe.fingerprint)]
+
+
+def read_cells(results: Path) -> list[dict]:
+    return json.loads(results.read_text()) if results.exists() else []
+
+
+def add_cell(results: Path, cell: dict) -> None:
+    """Beside those that other processes have added meanwhile."""
+    with open(results.with_suffix(".lock"), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        partial = results.with_suffix(".partial")
+        partial.write_text("[\n" + ",\n".join(map(json.dumps, [*read_cells(results), cell])) + "\n]\n")
+        partial.replace(results)
+    print(cell, flush=True)
 
 
 def by_setting(cells: list[dict]) -> dict[tuple, dict[str, np.ndarray]]:
@@ -163,14 +183,16 @@ def draw(cells: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="stage3 of a trained demo")
+    parser.add_argument("--model", required=True, help="stage3 of a trained demo, or any other model of moving digits")
     parser.add_argument("--results", type=Path, required=True, help="what was found so far, and is added to")
     parser.add_argument("--picture", type=Path, help="PNG of the same")
     parser.add_argument("--seconds", type=int, default=60, help="10 to 60, or minutes")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=64)
     arguments = parser.parse_args()
-    cells = run(arguments.model, arguments.results, arguments.seconds, arguments.seeds, arguments.prompts)
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    cells = run(arguments.model, arguments.results, arguments.seconds, seeds, arguments.prompts)
     print(table(cells))
     if arguments.picture:
         draw(cells, arguments.picture)
