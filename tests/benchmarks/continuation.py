@@ -101,11 +101,12 @@ def read_cells(results: Path) -> list[dict]:
 
 
 def add_cell(results: Path, cell: dict) -> None:
-    """Beside those that other processes have added meanwhile."""
+    """Beside those that other processes have added meanwhile, and once where two had the same to do."""
     with open(results.with_suffix(".lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        cells = read_cells(results)
         partial = results.with_suffix(".partial")
-        partial.write_text("[\n" + ",\n".join(map(json.dumps, [*read_cells(results), cell])) + "\n]\n")
+        partial.write_text("[\n" + ",\n".join(map(json.dumps, [*cells, *[cell] * (cell not in cells)])) + "\n]\n")
         partial.replace(results)
     print(cell, flush=True)
 
