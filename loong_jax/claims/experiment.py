@@ -95,12 +95,12 @@ def _run(job: ClaimsJob, name: str, seed: int, folder: Path) -> Cell:
         _train(part, training, folder, _home(parts["tokenizer"]))
     trained = time.perf_counter()
     cell: Cell = {"arm": name, "seed": seed}
-    if "stage3" in parts and _home(parts["stage3"]) == name:
-        [*_, last] = [record for record in read_metrics(folder / name / "stage3") if record["split"] == "eval"]
-        cell["loss"] = last["frame_loss"]
     if _home(parts["tokenizer"]) == name:
         cell |= _reconstruct(job, folder / name / "tokenizer")
     if "stage3" in parts:
+        if _home(parts["stage3"]) == name:
+            [*_, last] = [record for record in read_metrics(folder / name / "stage3") if record["split"] == "eval"]
+            cell["loss"] = last["frame_loss"]
         cell |= _sample(job, name, seed, folder, parts["stage3"])
     minutes = {"training": (trained - start) / 60, "sampling": (time.perf_counter() - trained) / 60}
     return cell | {"minutes": minutes}

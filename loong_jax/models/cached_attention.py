@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from loong_jax.models.dense_attention import MASKED, masked_scores, product, rows_by_head, rows_by_place
-from loong_jax.models.kv_cache import LayerCache, Piece, block_slots
+from loong_jax.models.kv_cache import CachePiece, LayerCache, block_slots
 
 # The largest score so far, the sum of weights and the weighted sum of values, both relative to it.
 _Sums = tuple[Float[Array, "b k q 1"], Float[Array, "b k q 1"], Float[Array, "b k q h"]]
@@ -36,7 +36,7 @@ def cached_attention(
     return rows_by_place((out / total).astype(query.dtype), query.shape)
 
 
-def _add_piece(sums: _Sums, rows: Float[Array, "b k q h"], piece: Piece, allowed: Bool[Array, "b t s"]) -> _Sums:
+def _add_piece(sums: _Sums, rows: Float[Array, "b k q h"], piece: CachePiece, allowed: Bool[Array, "b t s"]) -> _Sums:
     keys, values = piece.read(0, piece.num_slots, rows.dtype)
     return _add(sums, rows, keys, values, allowed)
 
@@ -44,7 +44,7 @@ def _add_piece(sums: _Sums, rows: Float[Array, "b k q h"], piece: Piece, allowed
 def _add_blocks(
     sums: _Sums,
     rows: Float[Array, "b k q h"],
-    piece: Piece,
+    piece: CachePiece,
     allowed: Bool[Array, "b t s"],
     num_filled: Int[Array, ""] | int,
     size: int,

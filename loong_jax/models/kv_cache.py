@@ -23,7 +23,7 @@ def block_slots(slots: int) -> int:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class CachePiece:
     """Keys and values of adjacent slots.
 
     In int8 each key and value has a scale of its own (``quantization.quantized``), else there are none.
@@ -41,11 +41,11 @@ class Piece:
 
     def write(
         self, slot: Int[Array, ""] | int, key: Float[Array, "b k t h"], value: Float[Array, "b k t h"]
-    ) -> "Piece":
+    ) -> "CachePiece":
         """The piece with keys and values in its slots from ``slot`` on; those that fall outside of it are left out."""
         keys, key_scales = _put(self.keys, self.key_scales, key, slot)
         values, value_scales = _put(self.values, self.value_scales, value, slot)
-        return Piece(keys, values, key_scales, value_scales)
+        return CachePiece(keys, values, key_scales, value_scales)
 
     def read(self, start: Int[Array, ""] | int, size: int, dtype: jnp.dtype) -> tuple[Array, Array]:
         """Keys and values [rows, kv_heads, size, head_dim] of ``size`` slots; of all, where ``size`` is so large."""
@@ -83,7 +83,7 @@ def _overwritten(store, new, slot):
 class LayerCache:
     """Keys and values of one layer, in pieces that follow each other."""
 
-    pieces: list[Piece]
+    pieces: list[CachePiece]
 
     @property
     def starts(self) -> list[int]:
@@ -119,10 +119,10 @@ class KVCache:
         size = block_slots(slots) if is_cut else slots
         sizes = [min(size, slots - start) for start in range(0, slots, size)]
 
-        def piece(size: int) -> Piece:  # of arrays of its own each, for they are donated
+        def piece(size: int) -> CachePiece:  # of arrays of its own each, for they are donated
             shape = (rows, config.num_kv_heads, size, config.head_dim)
             scales = [jnp.ones((*shape[:-1], 1)) if dtype == jnp.int8 else None for _ in range(2)]
-            return Piece(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), *scales)
+            return CachePiece(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), *scales)
 
         layers = [LayerCache([piece(size) for size in sizes]) for _ in range(config.num_layers)]
         return KVCache(layers, jnp.zeros((rows, slots), bool))

@@ -96,7 +96,8 @@ def test_cached_decode_equals_full_forward_with_places_in_space_and_normalized_h
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(("num_kv_heads", "is_cut"), [(2, True), (8, False), (8, True), (16, False)])
+@pytest.mark.parametrize("num_kv_heads", [2, 8, 16])
+@pytest.mark.parametrize("is_cut", [False, True])
 def test_cached_decode_equals_full_forward(side, num_kv_heads, is_cut, monkeypatch):
     monkeypatch.setattr(kv_cache, "_LEAST_BLOCK", 4)  # 11 slots are three blocks
     storage = Storage(is_int8=False, is_transposed=side == "left")

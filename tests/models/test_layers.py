@@ -8,7 +8,7 @@ import pytest
 from loong_jax.config import TransformerConfig
 from loong_jax.models.cached_attention import cached_attention
 from loong_jax.models.dense_attention import dense_attention
-from loong_jax.models.kv_cache import KVCache, LayerCache, Piece, block_slots
+from loong_jax.models.kv_cache import CachePiece, KVCache, LayerCache, block_slots
 from loong_jax.models.layers import rms_norm, rotate, rotation, swiglu
 
 RNG = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def test_cached_attention_reads_the_filled_slots_and_no_others(num_kv_heads, slo
     mask[..., 0], mask[..., filled:] = True, False
     ends = np.arange(block_slots(slots), slots, block_slots(slots)) if is_cut else []
     parts = (np.split(part, ends, axis=2) for part in (keys, values))
-    cache = LayerCache([Piece(*map(jnp.asarray, pair)) for pair in zip(*parts, strict=True)])
+    cache = LayerCache([CachePiece(*map(jnp.asarray, pair)) for pair in zip(*parts, strict=True)])
     found = jax.jit(cached_attention)(jnp.asarray(query), cache, jnp.asarray(mask), filled)
     part = [x[:, :, :filled].swapaxes(1, 2) for x in (keys, values)]
     expected = dense_attention(*map(jnp.asarray, (query, *part, mask[..., :filled])))
