@@ -52,6 +52,6 @@ def _from_demo(demo: DemoJob, num_steps: dict[str, int], num_clips: int) -> Clai
         data = dataclasses.replace(parts[name].data, num_clips=num_clips, cached_frames=65)
         parts[name] = dataclasses.replace(parts[name], data=data)
     # One rule for all rounds, as the paper has it.
-    sampling = dataclasses.replace(demo.stage3.sampling, continuation_temperature=0.0)
+    sampling = dataclasses.replace(demo.stage3.sampling, continuation_temperature=0.0, text_change="continue")
     parts["stage3"] = dataclasses.replace(parts["stage3"], sampling=sampling)
     return ClaimsJob(**parts)

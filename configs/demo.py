@@ -55,6 +55,7 @@ SAMPLING = SamplingConfig(
     guidance_scale=2.0,
     continuation_temperature=0.2,
     continuation_guidance_scale=1.3,
+    text_change="cut",  # none of its clips shows a second digit after a first
 )
 # Steps and clips of `:long`.
 _LONG = {

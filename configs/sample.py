@@ -9,8 +9,9 @@ lines of a file, `--config.prompts_file=FILE`, or of standard input, `--config.p
 sampled together. `--config.image=FILE` is the first frame, or `--config.video=FILE` goes on. Writes `outputs` (an mp4,
 a gif and a contact sheet) per prompt to <workdir>/samples, as frames come, and the ids besides: the same command goes
 on where it was stopped, and `--config.decode=FILE_OR_FOLDER` makes videos of saved ids alone. In a prompt, "a red 7
-@20s a blue 3" shows another text from second 20 on. `:debug` samples ten seconds from the workdir of
-`configs/stage3.py:debug`.
+@20s a blue 3" shows another text from second 20 on: a new scene with `--config.sampling.text_change=cut`, as the model
+that travels with the package has it, and with `continue` what goes on from the frames before. `:debug` samples ten
+seconds from the workdir of `configs/stage3.py:debug`.
 """
 
 import dataclasses

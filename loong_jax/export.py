@@ -124,7 +124,7 @@ As `load` samples it where nothing else is asked for:
 
 
 def _chosen(job: LanguageModelJob) -> Iterator[tuple[str, Any]]:
-    for name in ("temperature", "top_k", "guidance_scale", "continuation"):
+    for name in ("temperature", "top_k", "guidance_scale", "continuation", "text_change"):
         yield name, getattr(job.sampling, name)
     for name in ("continuation_temperature", "continuation_guidance_scale"):
         if getattr(job.sampling, name):

@@ -1,5 +1,6 @@
 """The public face: load a trained model, and turn prompts into videos."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -20,7 +21,7 @@ from loong_jax.data.text import TextTokenizer
 from loong_jax.hub import HUB, fetch
 from loong_jax.model_folder import PACKAGE, is_model_folder, packaged, read_model
 from loong_jax.models import transformer
-from loong_jax.sampling.long_video import Generator, Piece, Request, show
+from loong_jax.sampling.long_video import Generator, Piece, Request, num_shown, show
 from loong_jax.sampling.rounds import most_kept
 from loong_jax.sampling.saved_ids import Origin, SavedIds
 from loong_jax.tokenizer.video_tokenizer import VideoTokenizer
@@ -331,8 +332,6 @@ def show_saved(saved: SavedIds, tokenizer: VideoTokenizer) -> tuple[Request, Ite
     origin = saved.origin
     if not len(saved):
         raise ValueError(f"{saved.path} holds no latent frame yet.")
-    num_given = 0 if saved.start is None else len(saved.start)
-    of_ids = tokenizer.config.pixel_frames(len(saved) + (tokenizer.config.latent_frames(num_given) if num_given else 0))
     if origin.tokenizer != tokenizer.fingerprint:
         raise ValueError(
             f"{saved.path} holds ids of tokenizer {origin.tokenizer}, and this one is {tokenizer.fingerprint}, for "
@@ -341,11 +340,13 @@ def show_saved(saved: SavedIds, tokenizer: VideoTokenizer) -> tuple[Request, Ite
     request = Request(
         texts=[],
         seeds=[origin.seed],
-        num_frames=min(of_ids, _num_frames(origin.sampling, origin.fps)),
+        num_frames=_num_frames(origin.sampling, origin.fps),
         sampling=origin.sampling,
         changes=_changes(origin.script, origin.fps),
         start=None if saved.start is None else saved.start[None],
     )
+    there = num_shown(request, len(saved), tokenizer, origin.clip)
+    request = dataclasses.replace(request, num_frames=there)
     return request, show(request, saved.read()[None], tokenizer, origin.clip)
 
 

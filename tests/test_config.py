@@ -177,6 +177,7 @@ IMPOSSIBLE = [
         "flow",
         "'reencode', 'anchor', 'ids', 'window'",
     ),
+    (SamplingConfig, {"text_change": "fade"}, "sampling.text_change", "fade", "'continue', 'cut'"),
     (TokenizerJob, {"data": DataConfig(num_frames=16)}, "num_frames", 16, "1 + a multiple of 4"),
     (TokenizerJob, {"data": DataConfig(frame_size=100)}, "frame_size", 100, "a multiple of 8"),
     (QuantizerConfig, {"dead_after": 0}, "dead_after", 0, POSITIVE),

@@ -9,7 +9,7 @@ import pytest
 
 import loong_jax
 from loong_jax.data.moving_digits import MovingDigits, canonical_caption
-from loong_jax.evaluation.digits import digit_benchmark
+from loong_jax.evaluation.digits import digit_benchmark, digits_by_window
 from loong_jax.video_file import read_video
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +46,18 @@ def test_it_shows_what_prompts_say(pipe):
     shares = digit_benchmark(videos, scenes, pipe.fps)
     least = {"color_first": 0.9, "digit_first": 0.8, "direction_first": 0.8}
     assert all(shares[name] >= share for name, share in least.items()), shares
+
+
+@pytest.mark.slow
+def test_another_text_is_another_digit(pipe):
+    """Five seconds of each of two held-out prompts; a text holds from its second on, at most a latent frame later."""
+    source = MovingDigits("test", 32, 1, two_digit_share=0.0)
+    scenes = [source[index]["label"] for index in range(32)]
+    prompts = [canonical_caption(scene) for scene in scenes]
+    videos = pipe([[(0, prompts[index]), (5, prompts[index + 1])] for index in range(0, 32, 2)], seconds=10)
+    for part, wanted in ((videos[:, :32], scenes[::2]), (videos[:, 37:], scenes[1::2])):
+        read = [digits_by_window(video, scene, pipe.fps, 5.0) for video, scene in zip(part, wanted, strict=True)]
+        assert np.mean([one["digit"] for one in read]) >= 0.8 and np.mean([one["color"] for one in read]) >= 0.9
 
 
 @pytest.mark.slow

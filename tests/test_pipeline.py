@@ -172,6 +172,16 @@ def test_a_text_holds_from_its_second_on(pipe):
     np.testing.assert_allclose(both[0].astype(int), video.astype(int), atol=1)
 
 
+@pytest.mark.parametrize("continuation", ["reencode", "anchor", "ids", "window"])
+def test_after_a_cut_nothing_is_known_of_the_frames_before(pipe, continuation):
+    options = dict(top_k=1, continuation=continuation, window_latents=2)
+    script = [(0, PROMPT), (9 / 6.5, "a blue 3 moves up")]
+    video = pipe(script, seconds=33 / 6.5, text_change="cut", **options)
+    np.testing.assert_array_equal(video[:9], pipe(PROMPT, seconds=9 / 6.5, **options))
+    np.testing.assert_array_equal(video[9:], pipe("a blue 3 moves up", seconds=24 / 6.5, **options))
+    assert (video != pipe(script, seconds=33 / 6.5, **options)).any()
+
+
 @pytest.mark.slow
 def test_of_several_candidates_the_likeliest_is_kept(pipe):
     """Against each candidate by itself, scored by the model's forward pass of the whole clip; with guidance."""

@@ -169,6 +169,7 @@ VALUES = {
     "guidance_scale": ([1, 3.5, 100.0], [0.5, -1, float("nan"), float("inf"), "2", None]),
     "reencode_frames": ([1, 5, 9], [0, -5, 6, 1.0, "5", None, True]),
     "continuation": (["ids", "anchor", "reencode"], ["none", "", 1, None]),
+    "text_change": (["cut", "continue"], ["fade", "", True, None]),
     "image": (
         [FRAME],
         [

@@ -121,6 +121,20 @@ def test_what_is_whole_is_not_done_again(pipe, monkeypatch, tmp_path, capsys):
     assert again.name.endswith(".1.mp4") and again.read_bytes() == before
 
 
+def test_ids_of_scenes_are_shown_as_they_were(pipe, tmp_path):
+    """Each scene begins with a latent frame of a single frame, so that frames are not counted from the video's."""
+    sampling = SamplingChanges(seconds=4.0, text_change="cut")
+    job = dataclasses.replace(JOB, prompt="a red 7 @1s a blue 3 @2.5s a red 2", outputs="frames", sampling=sampling)
+    [folder] = run_sample(job, tmp_path)
+    ids = SavedIds(folder.with_name(f"{folder.name.removesuffix('_frames')}.ids"))
+    expected = [path.read_bytes() for path in sorted(folder.iterdir())]
+    assert len(expected) == 26
+    for count, shown in ((len(ids), 26), (5, 14), (3, 9)):  # 1 + 4 + 4 frames, then 1 + 4 + 4 + ...
+        ids.keep(count)
+        [again] = run_sample(dataclasses.replace(job, decode=str(ids.path)), tmp_path / str(count))
+        assert [path.read_bytes() for path in sorted(again.iterdir())] == expected[:shown]
+
+
 def test_whole_videos_stay_while_others_go_on(pipe, monkeypatch, tmp_path, capsys):
     job = dataclasses.replace(
         JOB, prompt="a red 7|a blue 3|a red 2", outputs="mp4", sampling=SamplingChanges(seconds=3.0)

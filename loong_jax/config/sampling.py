@@ -54,6 +54,8 @@ class SamplingConfig:
     reencode_frames: int = 5  # pixel frames carried into the next round; of "ids" those whose ids are
     sink_latents: int = 1  # of "window": latent frames from the video's beginning
     window_latents: int = 8  # and from its end so far
+    # Where the text changes: "continue" goes on from the frames before, "cut" begins a scene without them.
+    text_change: str = "continue"
     candidates: int = 1  # of each round, of which the likeliest is kept; frames then come by the round
     # Of the rounds that continue a video, or a given image, where errors add up; 0: those above.
     continuation_temperature: Schedule = 0.0
@@ -78,6 +80,7 @@ class SamplingConfig:
         require_positive(self, "seconds", "reencode_frames", "window_latents", "candidates")
         require_not_negative(self, "sink_latents")
         require_choice("sampling.continuation", self.continuation, ("reencode", "anchor", "ids", "window"))
+        require_choice("sampling.text_change", self.text_change, ("continue", "cut"))
         require(
             self.candidates <= _MOST_CANDIDATES, "sampling.candidates", self.candidates, f"at most {_MOST_CANDIDATES}"
         )
@@ -123,6 +126,7 @@ class SamplingChanges:
     reencode_frames: int | None = None
     sink_latents: int | None = None
     window_latents: int | None = None
+    text_change: str | None = None
     candidates: int | None = None
     continuation_temperature: Schedule | None = None
     continuation_guidance_scale: Schedule | None = None

@@ -168,6 +168,18 @@ def show(
     return _unroll(request, _plan(request, tokenizer, grid), tokenizer, _Replay(saved))
 
 
+def num_shown(request: Request, num_saved: int, tokenizer: VideoTokenizer, grid: LatentGrid) -> int:
+    """Frames of a video of which there are ``start`` and so many latent frames more."""
+    shown = 0 if request.start is None else request.start.shape[1]
+    for part in _plan(request, tokenizer, grid):
+        if not num_saved:
+            break
+        taken = min(part.num_new, num_saved)
+        shown += dataclasses.replace(part, num_new=taken).num_frames(tokenizer.config)
+        num_saved -= taken
+    return min(shown, request.num_frames)
+
+
 def _plan(request: Request, tokenizer: VideoTokenizer, grid: LatentGrid) -> Iterator[Round]:
     num_given = 0 if request.start is None else request.start.shape[1]
     return plan_rounds(request.sampling, tokenizer.config, grid.frames, request.num_frames, num_given, request.changes)
@@ -179,16 +191,19 @@ def _unroll(request: Request, plan: Iterator[Round], tokenizer: VideoTokenizer, 
     ``known`` are the ids that a round starts from. The last latent frame's frames are cut to ``num_frames``; where
     there are fewer latent frames than planned, the video ends with them.
     """
-    history = History(request.sampling, tokenizer)
-    decoder, shown = _PixelDecoder(tokenizer), 0
+    history, decoder, shown = History(request.sampling, tokenizer), _PixelDecoder(tokenizer), 0
     if request.start is not None:
         shown, ids = request.start.shape[1], tokenizer.encode(request.start)
         history.add(ids, request.start)
         decoder.start_from(ids)
     for part in plan:
-        known = history.start(part.num_kept) if part.num_kept else None
-        if known is not None and history.is_of_pixels:
-            decoder.start_from(known)
+        known = None
+        if part.num_kept:
+            known = history.start(part.num_kept)
+            if history.is_of_pixels:
+                decoder.start_from(known)
+        else:  # another scene
+            history, decoder = History(request.sampling, tokenizer), _PixelDecoder(tokenizer)
         count = 0
         for piece in decoder.decode(sample(part, known)):
             history.add(piece.ids[:, None], piece.frames)

@@ -8,12 +8,19 @@ from loong_jax.config import ConfigError, SamplingConfig, TokenizerConfig, requi
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One clip of the model: ``num_kept`` latent frames that it starts from, then ``num_new`` that are sampled."""
+    """One clip of the model: ``num_kept`` latent frames that it starts from, then ``num_new`` that are sampled.
+
+    Without any kept it begins a scene: the first of its latent frames stands for a single frame.
+    """
 
     index: int
     segment: int  # which of the texts it shows
     num_kept: int
     num_new: int
+
+    def num_frames(self, tokenizer: TokenizerConfig) -> int:
+        """Frames that the new ones stand for."""
+        return self.num_new * tokenizer.temporal_factor if self.num_kept else tokenizer.pixel_frames(self.num_new)
 
 
 def plan_rounds(
@@ -65,18 +72,19 @@ def most_kept(sampling: SamplingConfig, tokenizer: TokenizerConfig) -> int:
 
 
 def _rounds(sampling, tokenizer, clip_frames, num_frames, num_given, changes) -> Iterator[Round]:
-    shown, index = num_given, 0
+    shown, begin, index, before = num_given, 0, 0, 0
     ends = [*changes, num_frames]
     while shown < num_frames:
         segment = sum(shown >= change for change in changes)
-        num_latents = tokenizer.latent_frames(shown) if shown else 0
-        num_kept = min(most_kept(sampling, tokenizer), num_latents)
+        if segment > before and sampling.text_change == "cut":
+            begin = shown  # of the scene
+        seen = shown - begin
+        num_kept = min(most_kept(sampling, tokenizer), tokenizer.latent_frames(seen) if seen else 0)
         missing = min(end for end in ends if end > shown) - shown
-        num_new = -(-missing // tokenizer.temporal_factor) if shown else _latents_of(missing, tokenizer)
-        num_new = min(num_new, clip_frames - num_kept)
-        yield Round(index, segment, num_kept, num_new)
-        shown = tokenizer.pixel_frames(num_latents + num_new)
-        index += 1
+        num_new = -(-missing // tokenizer.temporal_factor) if seen else _latents_of(missing, tokenizer)
+        part = Round(index, segment, num_kept, min(num_new, clip_frames - num_kept))
+        yield part
+        shown, index, before = shown + part.num_frames(tokenizer), index + 1, segment
 
 
 def _latents_of(frames: int, tokenizer: TokenizerConfig) -> int:

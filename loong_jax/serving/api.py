@@ -30,7 +30,7 @@ _ERRORS = {
     503: {"model": Problem, "description": "Too many videos wait; Retry-After says for how many seconds."},
 }
 # What a request may say, and the page shows the server's own value of.
-_SHOWN_DEFAULTS = ("seconds", "temperature", "top_k", "guidance_scale", "negative_prompt")
+_SHOWN_DEFAULTS = ("seconds", "temperature", "top_k", "guidance_scale", "negative_prompt", "text_change")
 _SHOWN_LIMITS = ("max_seconds", "max_prompt_length", "max_segments", "max_body_mib")
 
 

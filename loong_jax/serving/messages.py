@@ -31,6 +31,9 @@ class VideoRequest(BaseModel):
     top_k: int | None = Field(None, ge=0, lt=2**31, description="0: all codes.")
     guidance_scale: Guidance | None = Field(None, description="1: no guidance.")
     negative_prompt: str | None = Field(None, description="What guidance leads away from.")
+    text_change: Literal["continue", "cut"] | None = Field(
+        None, description="Whether another text goes on from the frames before, or begins a new scene."
+    )
     image: str | None = Field(None, description="The first frame: base64 of a PNG, JPEG, WebP, GIF or BMP file.")
 
 

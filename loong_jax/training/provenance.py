@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from loong_jax.config import Job, LanguageModelJob
-from loong_jax.config_dict import to_json_dict
+from loong_jax.config import ConfigError, Job, LanguageModelJob
+from loong_jax.config_dict import from_config_dict, to_json_dict
 from loong_jax.vocab import SPECIALS
 
 # Settings of a model that change how it is computed or trained, not what it is.
@@ -33,6 +33,7 @@ def check_same_model(stored: dict, wanted: dict, workdir: Path) -> None:
     """Raise ValueError, which names what differs, where ``stored`` is of another model or vocabulary."""
     task = wanted["config"]["task"]
     differing = list(_differences(stored["config"]["task"], task, "config.task"))
+    stored = stored | {"config": _completed(stored["config"])}
     differing = differing or [line for line in _differences(stored, wanted) if _is_of_model(line.split(" ")[0], task)]
     if differing:
         raise ValueError(
@@ -44,7 +45,7 @@ def check_same_model(stored: dict, wanted: dict, workdir: Path) -> None:
 
 def changed_settings(stored: dict, wanted: dict) -> list[str]:
     """The settings that a training which goes on has got since, each as "name is value, wanted value"."""
-    return list(_differences(stored["config"], wanted["config"]))
+    return list(_differences(_completed(stored["config"]), wanted["config"]))
 
 
 def check_finished(stored: dict, wanted: dict, workdir: Path, num_steps: int) -> None:
@@ -55,6 +56,14 @@ def check_finished(stored: dict, wanted: dict, workdir: Path, num_steps: int) ->
             f"The training in {workdir} has done its {num_steps} steps with other settings: {'; '.join(changes[:3])}. "
             "Name another --workdir, or raise --config.train.num_steps to go on with these."
         )
+
+
+def _completed(config: dict) -> dict:
+    """Settings with the defaults of those that there were not yet when a checkpoint was written."""
+    try:
+        return json.loads(json.dumps(to_json_dict(from_config_dict(config))))
+    except ConfigError:  # of another version in more than that: let the differences say so
+        return config
 
 
 def _differences(stored: Any, wanted: Any, name: str = "") -> Iterator[str]:

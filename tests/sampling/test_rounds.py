@@ -40,6 +40,27 @@ def test_frames_add_up(continuation, num_given, changes):
         assert shown >= num_frames
 
 
+@pytest.mark.parametrize("continuation", ["reencode", "window"])
+@pytest.mark.parametrize("num_given", [0, 5])
+@pytest.mark.parametrize("changes", [(), (30,), (3, 9, 10, 55), (100, 101)])
+def test_a_cut_begins_a_scene_that_keeps_nothing(continuation, num_given, changes):
+    options = dict(continuation=continuation, window_latents=6, clip_frames=9)
+    for num_frames in (1, 29, 31, 64, 130):
+        shown, scene = num_given, num_given  # frames of the video, and of its scene
+        segment = 0
+        for part in plan(num_frames, num_given, changes, text_change="cut", **options):
+            if part.segment > segment:
+                scene, segment = 0, part.segment
+            assert part.segment == sum(change <= shown for change in changes)
+            assert part.num_kept == min((scene + 3) // 4, 7 if continuation == "window" else 2)
+            assert part.num_frames(TOKENIZER) == 4 * part.num_new - (3 if scene == 0 else 0)
+            ends = [end for end in (*changes, num_frames) if end > shown]
+            scene, shown = scene + part.num_frames(TOKENIZER), shown + part.num_frames(TOKENIZER)
+            assert shown - 4 < min(ends)
+        assert shown >= num_frames
+    assert plan(130, num_given, changes, text_change="cut") != plan(130, num_given, changes) or not changes
+
+
 def test_what_fits_one_clip_needs_no_room_for_another():
     """So that a model of single images is sampled, too."""
     [only] = plan(17, reencode_frames=17, clip_frames=5)

@@ -50,6 +50,7 @@ REFUSED = [
     ({"changes": [{"second": 0.5}]}, "changes.0.prompt:"),
     ({"changes": 40 * [{"second": 0.5, "prompt": "a 3"}]}, "at most 16"),
     ({"changes": "all"}, "changes:"),
+    ({"text_change": "fade"}, "text_change:"),
     ({"image": "../../../etc/passwd"}, "not base64"),
     ({"image": base64.b64encode(b"/etc/passwd").decode()}, "image cannot be read"),
     ({"image": base64.b64encode(b"#EXTM3U\nfile:///etc/passwd\n").decode()}, "image cannot be read"),

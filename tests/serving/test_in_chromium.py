@@ -131,6 +131,8 @@ def test_everything_that_can_be_set_is_asked_for(serve, gate, browse, tmp_path):
     user.page.fill(".change .text", "a 9")
     user.page.click("#add-change")
     user.page.click(".change:last-child .remove")
+    assert user.page.input_value("#text_change") == "continue"  # as the model has it
+    user.page.select_option("#text_change", "cut")
     user.page.set_input_files("#image", tmp_path / "first.png")
     user.sample("a red 7")
     user.wait_for("done")
@@ -138,6 +140,7 @@ def test_everything_that_can_be_set_is_asked_for(serve, gate, browse, tmp_path):
     rules = request.sampling
     assert (rules.temperature, rules.top_k, rules.guidance_scale) == (0.5, 7, 2) and rules.negative_prompt == "a blue 3"
     assert request.seeds == [5] and request.changes == (10,) and (request.start == 200).all()
+    assert rules.text_change == "cut"
 
 
 def test_stop_and_a_second_user_who_waits(serve, gate, browse):

@@ -1,6 +1,7 @@
 """What a checkpoint says of its training decides who may go on from it."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -43,6 +44,16 @@ def test_how_a_model_is_computed_and_trained_may_change(tmp_path):
     assert "config" not in "".join(changed_settings(META, wanted))
     assert "data.fps is 6.5, wanted 8.0" in changed_settings(META, wanted)
     assert changed_settings(META, META) == []
+
+
+def test_a_setting_that_is_new_had_its_default_before(tmp_path):
+    older = json.loads(json.dumps(META))
+    del older["config"]["sampling"]["text_change"], older["config"]["model"]["qk_norm"]
+    assert changed_settings(older, META) == []
+    check_finished(older, META, tmp_path, 5)
+    check_same_model(older, META, tmp_path)
+    older["config"]["model"]["of_another_version"] = 1
+    assert any("of_another_version is 1, wanted None" in line for line in changed_settings(older, META))
 
 
 def test_a_finished_training_is_not_started_again_with_other_settings(tmp_path):

@@ -75,6 +75,7 @@ async function requestBody() {
     second: Number(row.querySelector(".second").value),
     prompt: row.querySelector(".text").value,
   }));
+  if (body.changes.length) body.text_change = element("text_change").value;
   const [file] = element("image").files;
   if (file) body.image = await base64(file);
   return body;
