@@ -3,9 +3,11 @@
 absl and ml_collections tell the latter in several, or in Python's.
 """
 
+import ast
 import difflib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import ml_collections
 from absl import flags
 
 from loong_jax.config import ConfigError, require
-from loong_jax.config_dict import find_config, load_config
+from loong_jax.config_dict import config_files, find_config, load_config
 
 _PARSERS = {
     bool: (flags.BooleanParser(), "True or False"),
@@ -57,11 +59,46 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def wants_help(arguments: list[str]) -> bool:
+    """Whether the user asks what there is to say."""
+    return not {"--help", "-help", "-h", "--helpshort", "--helpfull"}.isdisjoint(arguments)
+
+
+def help_text(arguments: list[str]) -> str:
+    """What there is to run; or of the config file in ``arguments`` what it does, and all settings as it has them.
+
+    Raises:
+        ConfigError: there is no such file or variant, or the file fails.
+    """
+    given = _config_files(arguments)
+    usage = "python -m loong_jax.main --config=configs/NAME.py[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...]"
+    if not given:
+        rows = [f"    {file:<26} {_docstring(file).splitlines()[0]}" for file in config_files()]
+        return "\n".join(
+            [usage, "", *rows, "", "With --config=FILE, --help says what it does and what its settings are."]
+        )
+    _, file = given[-1]
+    settings = [f"    --config.{name}={value!r}" for name, value in _settings(load_config(file))]
+    return "\n".join([_docstring(file.partition(":")[0]).strip(), "", "Settings:", "", *settings])
+
+
+def _docstring(file: str) -> str:
+    return ast.get_docstring(ast.parse(find_config(file).read_text(encoding="utf-8"))) or ""
+
+
+def _settings(values: ml_collections.ConfigDict, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _settings(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
 def check_arguments(arguments: list[str]) -> None:
     """Raise ConfigError where the config file cannot be had, or a setting is not in it or of another type."""
     given = _config_files(arguments)
     if not given:
-        raise ConfigError("--config=configs/NAME.py is needed.")
+        raise ConfigError(f"--config=configs/NAME.py is needed; there are: {', '.join(config_files())}.")
     [(first, _), *_], (_, file) = given, given[-1]
     values = load_config(file)
     for place, argument in enumerate(arguments):

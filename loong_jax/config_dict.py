@@ -53,10 +53,15 @@ def find_config(path: str | Path) -> Path:
         if path.parent == _FOLDER and (_OWN / path.name).is_file():
             return _OWN / path.name
     folder = path if path.is_dir() or path == _FOLDER else path.parent
+    raise ConfigError(f"There is no config file {path}; there are: {', '.join(config_files(folder)) or 'none'}.")
+
+
+def config_files(folder: Path = _FOLDER) -> list[str]:
+    """The config files of a folder; the package's own, where it has none or is ``configs``."""
     there = {str(file) for file in folder.glob("*.py")}
     if folder == _FOLDER or not there:
         there |= {str(_FOLDER / file.name) for file in _OWN.glob("*.py")}
-    raise ConfigError(f"There is no config file {path}; there are: {', '.join(sorted(there)) or 'none'}.")
+    return sorted(there)
 
 
 def load_config(file: str) -> ml_collections.ConfigDict:

@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from loong_jax import config, distributed
-from loong_jax.command_line import explain, locate_config, one_line
+from loong_jax.command_line import explain, help_text, locate_config, one_line, wants_help
 from loong_jax.config_dict import from_config_dict, to_json_dict
 from loong_jax.endings import Ended, Stopped
 from loong_jax.peers import together
@@ -98,11 +98,14 @@ def run_job(job: config.Job, workdir: Path) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, but a mistake in the settings is one sentence rather than a traceback."""
+    """absl's parser, but a mistake in the settings is one sentence rather than a traceback, and help is of ours."""
     try:
+        if wants_help(argv):
+            print(help_text(argv[1:]))
+            sys.exit(0)
         rest = flags.FLAGS(locate_config(argv))
         if _CONFIG.value is None:
-            raise ValueError("--config=configs/NAME.py is needed.")
+            raise ValueError("there is no --config")  # of which ``explain`` says more
         values = _CONFIG.value.to_dict()  # a file that failed to load raises here, not when it was parsed
         if flags.FLAGS.only_check_args:  # with which absl ends after this
             from_config_dict(values)

@@ -75,8 +75,9 @@ class Pipeline:
             seed: the same seed gives the same video, whatever else is in the batch; prompt i of a list has seed + i, or
                 the i-th of a list of seeds.
             image: first frame, uint8 [height, width, 3], as the model's frame size.
-            video: frames to continue, uint8 [frames, height, width, 3]. The result begins with the last of them, as
-                many as a round starts from (``frames_read``), and its seconds count from these.
+            video: frames to continue, uint8 [frames, height, width, 3], of which whole latent frames are read: the
+                first one, and so many times ``temporal_factor``. The result begins with the last of these, as many as a
+                round starts from (``frames_read``), and its seconds count from them.
             **sampling: fields of ``SamplingConfig``, as seconds, temperature, top_k, guidance_scale, negative_prompt;
                 what is left out is as the model's training says (``pipe.sampling``).
 
@@ -226,9 +227,10 @@ class Pipeline:
                 f"The model's frames are uint8 [{size[0]}, {size[1]}, 3]; got {frames.dtype} {frames.shape[1:]} x "
                 f"{len(frames) if frames.ndim else 0}: resize them (read_video takes size=...)."
             )
-        usable = min(len(frames), self.frames_read(config))
-        usable -= (usable - 1) % self.generator.tokenizer.config.temporal_factor
-        return np.broadcast_to(frames[-usable:], (batch, usable, *size)).copy()
+        # As the tokenizer cuts a video from its start on: a model's own goes on as it would have without an end.
+        whole = frames[: len(frames) - (len(frames) - 1) % self.generator.tokenizer.config.temporal_factor]
+        usable = whole[-self.frames_read(config) :]
+        return np.broadcast_to(usable, (batch, *usable.shape)).copy()
 
 
 def _read_prompts(prompt: Prompt | list[Prompt]) -> tuple[list[Script], bool]:

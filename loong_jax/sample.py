@@ -23,6 +23,7 @@ from loong_jax.training.metrics import ProgressReport, say
 from loong_jax.video_file import VideoFile
 
 _REPORT_EVERY = 5.0  # seconds
+_COMPILING = 2  # parts that are mostly compilation: a first latent frame's pixels are decoded otherwise than the next
 _LONGEST_NAME = 60
 
 
@@ -193,16 +194,16 @@ class _Progress:
         self._total, self._batch, self._ids_per_frame = pipe.num_frames(sampling), batch, pipe.ids_per_frame
         self._report = ProgressReport(f"sampling {batch} x {sampling.seconds:g} s", self._total)
         self._done = self._before = 0
-        self._begin, self._reported = None, 0.0
+        self._begin, self._reported, self._num_parts = 0.0, 0.0, 0
         say("compiling the sampler")
 
     def add(self, num_frames: int, is_new: bool = True) -> None:
         """Count frames of each video; what is not new was saved."""
         now = time.perf_counter()
         self._done += num_frames
-        if self._begin is None:  # the first frames are mostly compilation
-            self._before = self._done
-            self._begin = now if is_new else None
+        if self._num_parts < _COMPILING:
+            self._num_parts += is_new
+            self._before, self._begin = self._done, now
             return
         if now - self._reported > _REPORT_EVERY or self._done >= self._total:
             rate = (self._done - self._before) / (now - self._begin)
@@ -222,12 +223,16 @@ def _outputs(job: SampleJob) -> tuple[str, ...]:
 def _read_start(job: SampleJob, pipe: pipeline.Pipeline) -> dict[str, np.ndarray]:
     """The image or the end of the video that all prompts start from, in the model's size and rate."""
     if job.image:
-        with VideoFile(job.image) as file:
+        with VideoFile(job.image, what="Image") as file:
             return {"image": file.read(size=pipe.frame_size, num_frames=1)[0]}
     if job.video:
         with VideoFile(job.video) as file:
-            begin = (file.duration or 0.0) - (pipe.frames_read(job.sampling.over(pipe.sampling)) + 1) / pipe.fps
-            return {"video": file.read(size=pipe.frame_size, fps=pipe.fps, start=max(0.0, begin))}
+            factor = pipe.generator.tokenizer.config.temporal_factor
+            count = round((file.duration or 0.0) * pipe.fps)
+            whole = count - (count - 1) % factor
+            # A multiple of the factor, so that what is read is cut into latent frames as the whole video is.
+            begin = max(0, whole - pipe.frames_read(job.sampling.over(pipe.sampling)))
+            return {"video": file.read(size=pipe.frame_size, fps=pipe.fps, start=begin / pipe.fps)}
     return {}
 
 

@@ -65,14 +65,14 @@ class _Budget:
 class VideoFile:
     """A video or image file, or its content in memory, open for reading."""
 
-    def __init__(self, content: str | Path | bytes, limits: MediaLimits | None = None):
-        """Open it.
+    def __init__(self, content: str | Path | bytes, limits: MediaLimits | None = None, what: str = "Video"):
+        """Open it; messages call it ``what``.
 
         Raises:
             ValueError: it is missing, cannot be opened, or has no video.
         """
         self._limits = limits or MediaLimits()
-        self.name = f"A video of {len(content)} bytes" if isinstance(content, bytes) else f"Video {content}"
+        self.name = f"A video of {len(content)} bytes" if isinstance(content, bytes) else f"{what} {content}"
         if not isinstance(content, bytes) and not Path(content).is_file():
             raise ValueError(f"{self.name} does not exist.")
         self._content, self._container = content, None

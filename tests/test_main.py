@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loong_jax.command_line import explain, locate_config, one_line
+from loong_jax.command_line import explain, help_text, locate_config, one_line, wants_help
 from loong_jax.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -68,13 +68,27 @@ TOKENIZER = "--config=configs/tokenizer.py:debug"
         (["--config=configs"], "There is no config file configs; there are: configs/check_data.py,"),
         (["--config=configs/tokenizer.py:dbug"], "the config's variant='dbug' is not possible: choose one of 'debug',"),
         (["--config=configs/sample.py", "--config.sampling.top_k=(4,2)", "--config.sed=1"], "--config.sed is not"),
-        ([], "--config=configs/NAME.py is needed."),
+        ([], "--config=configs/NAME.py is needed; there are: configs/check_data.py, "),
     ],
 )
 def test_what_is_wrong_with_the_arguments(arguments, said, monkeypatch):
     monkeypatch.chdir(ROOT)
     message = explain([*arguments, "--workdir=w"], ValueError("told\nin several lines"))
     assert said in message and "\n" not in message
+
+
+def test_help_says_what_there_is_and_what_can_be_set(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    every = help_text(["--help"])
+    assert "configs/sample.py          Sample videos from a trained language model." in every
+    assert every.count("    configs/") == len(list((ROOT / "configs").glob("*.py")))
+    own = help_text(["--config", "configs/sample.py:debug", "--help"])
+    assert own.startswith("Sample videos from") and "`:debug` samples ten" in own
+    assert "\n    --config.sampling.seconds=10.0\n" in own and "\n    --config.prompt=" in own
+    assert wants_help(["main", "-h"]) and not wants_help(["main", "--config.prompt=--help me"])
+    assert run("--help").stdout == every + "\n"
+    end = run("--config=configs/nothing.py", "--help")
+    assert end.returncode == 2 and "There is no config file configs/nothing.py; there are" in end.stderr
 
 
 @pytest.mark.parametrize("flag", ["--config=FILE", "-config=FILE", "--config FILE"])

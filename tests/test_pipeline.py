@@ -105,6 +105,9 @@ def test_a_round_starts_from_the_last_frames_encoded_again(pipe):
     again = pipe(PROMPT, video=first, seconds=CLIP, top_k=1)
     np.testing.assert_array_equal(again[:5], first[-5:])
     np.testing.assert_array_equal(again[5:], second)
+    for more in (1, 2, 3):  # frames beyond the last whole latent frame
+        cut = pipe(PROMPT, video=video[: 17 + more], seconds=CLIP, top_k=1)
+        np.testing.assert_array_equal(cut, again)
     other = pipe(PROMPT, video=np.zeros_like(first), seconds=CLIP, top_k=1)
     assert (other[5:] != second).any() and not other[:5].any()
 

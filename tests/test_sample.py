@@ -126,8 +126,8 @@ def test_what_is_written_is_kept_when_a_later_one_fails(pipe, monkeypatch, tmp_p
 
 def test_an_image_or_a_video_to_start_from(pipe, tmp_path):
     write_image(tmp_path / "start.png", np.full((48, 64, 3), 90, np.uint8))
-    write_video(tmp_path / "start.mp4", np.concatenate([pixels(0, 20, 30)]), fps=6.5)
-    for field, file, expected in (("image", "start.png", [90]), ("video", "start.mp4", 3 * np.arange(45, 50))):
+    write_video(tmp_path / "start.mp4", np.concatenate([pixels(0, 20, 30)]), fps=6.5)  # 29 of whole latent frames
+    for field, file, expected in (("image", "start.png", [90]), ("video", "start.mp4", 3 * np.arange(44, 49))):
         job = SampleJob(outputs="gif", sampling=TWO_SECONDS, **{field: str(tmp_path / file)})
         [path] = run_sample(job, tmp_path / field)
         np.testing.assert_allclose(grays(path)[: len(expected)], expected, atol=3)
@@ -137,6 +137,9 @@ def test_an_image_or_a_video_to_start_from(pipe, tmp_path):
 def test_prompts_from_a_line_a_file_and_standard_input(tmp_path, monkeypatch):
     assert read_prompts(" a | b|| ") == ["a", "b"]
     assert parse_prompt("a @home s") == "a @home s"
+    for slip in ("a 7 @20 a 3", "a 7 @2s b @10", "@5s a 7"):
+        with pytest.warns(UserWarning, match="'@[0-9]+s?' is read as words of the prompt: a change of the text is"):
+            parse_prompt(slip)
     assert parse_prompt("a 7 @2.5s b @10s c") == [(0.0, "a 7"), (2.5, "b"), (10.0, "c")]
     (tmp_path / "p.txt").write_bytes("\ufeffa | b\r\n\r\nc".encode())
     assert read_prompts("unused", str(tmp_path / "p.txt")) == ["a | b", "c"]

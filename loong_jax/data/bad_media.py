@@ -11,7 +11,7 @@ import numpy as np
 
 _MOST_ATTEMPTS = 100  # media that are tried for one example
 # Not damage but a choice of clips, which does not count against the bound.
-_FILTERED = ("too short", "black", "frozen")
+FILTERED = ("too short", "black", "frozen")
 _ENOUGH = 100  # examples read, or as many as there are, before the share of bad ones says anything
 
 
@@ -100,7 +100,7 @@ class BadMedia:
             self._bad[place] = error.reason
             if self._path is not None:
                 self._list({"key": key, "reason": error.reason, "detail": str(error)})
-            self._num_damaged += error.reason not in _FILTERED
+            self._num_damaged += error.reason not in FILTERED
 
     def _list(self, row: dict) -> None:
         try:

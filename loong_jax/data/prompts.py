@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from pathlib import Path
 
 
@@ -29,6 +30,13 @@ def read_prompts(line: str, file: str = "") -> list[str]:
 def parse_prompt(line: str) -> str | list[tuple[float, str]]:
     """A prompt as ``Pipeline`` takes it: "a red 7 @20s a blue 3" shows another text from second 20 on."""
     text, *rest = re.split(r"\s@(\d+(?:\.\d+)?)s\s", line)
+    for words in (text, *rest[1::2]):
+        if near := re.search(r"(?<!\S)@\d\S*", words):
+            warnings.warn(
+                f"{near[0]!r} is read as words of the prompt: a change of the text is written between two, as in "
+                '"a red 7 @20s a blue 3".',
+                stacklevel=2,
+            )
     if not rest:
         return line
     return [

@@ -11,7 +11,7 @@ import numpy as np
 from rich.progress import track
 
 from loong_jax.config import CheckDataJob, DataConfig, MediaLimits, SourceName, parse_sources
-from loong_jax.data.bad_media import BadMedium
+from loong_jax.data.bad_media import FILTERED, BadMedium
 from loong_jax.data.clips import Medium
 from loong_jax.data.loader import read_in_order
 from loong_jax.data.sources import make_source, open_media
@@ -62,7 +62,21 @@ def check_data(job: CheckDataJob, workdir: Path) -> dict[str, dict]:
         print("A language model passes over what has no caption, unless --config.data.require_caption=False.")
     if bad:
         print(f"What is passed over is listed in {bad_list}.")
+    num_media = sum(min(job.num_examples, count) for count in counts.values())
+    if verdict := _verdict(list(bad.values()), num_media, job.data.max_bad_share):
+        print(verdict)
     return results
+
+
+def _verdict(bad: list[dict], num_media: int, most: float) -> str:
+    """Whether a training on so many media would stop because of the damaged ones among them."""
+    damaged = sum(row["reason"] not in FILTERED for row in bad)
+    if damaged <= most * num_media:
+        return ""
+    return (
+        f"A training would stop: {damaged} of {num_media} are damaged, more than data.max_bad_share={most:g} allows. "
+        "Remove or repair them, or raise that."
+    )
 
 
 def _media(name: SourceName, data: DataConfig, split: str, most: int) -> tuple[dict[str, Any], dict[str, dict]]:

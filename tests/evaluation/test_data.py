@@ -1,5 +1,6 @@
 """The report about a source: what is there, what is bad, and a picture."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -43,6 +44,11 @@ def test_a_folder_with_good_and_bad(tmp_path, capsys):
     assert picture.shape[0] >= 6 * 64 and picture.std() > 10
     said = capsys.readouterr().out
     assert "unreadable" in said and "too short" in said
+    # What is too short is a choice, not damage.
+    assert "A training would stop: 1 of 9 are damaged, more than data.max_bad_share=0.1 allows." in said
+    lenient = dataclasses.replace(data, max_bad_share=0.2)
+    check_data(CheckDataJob(data=lenient, num_examples=20), tmp_path / "check")
+    assert "would stop" not in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:.*")
