@@ -8,5 +8,5 @@
 # fits where is in launch/README.md.
 set -euo pipefail
 
-: "${2:?usage: launch/one_machine.sh VIDEOS RUNS [SIZE] [FLAGS]}"
+(($# >= 2)) || { echo "usage: launch/one_machine.sh VIDEOS RUNS [SIZE] [FLAGS]" >&2; exit 2; }
 SAMPLE=yes exec launch/recipe.sh "$@"

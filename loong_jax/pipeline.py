@@ -187,6 +187,11 @@ class Pipeline:
         return tokenizer.pixel_frames(most_kept(config, tokenizer))
 
     @property
+    def tokenizer(self) -> VideoTokenizer:
+        """Of the model: videos to ids and back."""
+        return self.generator.tokenizer
+
+    @property
     def ids_per_frame(self) -> float:
         """Ids that stand for one frame, on average."""
         return self.generator.grid.ids_per_frame / self.generator.tokenizer.config.temporal_factor
