@@ -74,9 +74,8 @@ def help_text(arguments: list[str]) -> str:
     usage = "python -m loong_jax.main --config=configs/NAME.py[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...]"
     if not given:
         rows = [f"    {file:<26} {_docstring(file).splitlines()[0]}" for file in config_files()]
-        return "\n".join(
-            [usage, "", *rows, "", "With --config=FILE, --help says what it does and what its settings are."]
-        )
+        hint = "With --config=FILE, --help says what it does and what its settings are."
+        return "\n".join([usage, "", *rows, "", hint])
     _, file = given[-1]
     settings = [f"    --config.{name}={value!r}" for name, value in _settings(load_config(file))]
     return "\n".join([_docstring(file.partition(":")[0]).strip(), "", "Settings:", "", *settings])
