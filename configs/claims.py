@@ -51,7 +51,10 @@ def _from_demo(demo: DemoJob, num_steps: dict[str, int], num_clips: int) -> Clai
     for name in ("stage2", "stage3"):
         data = dataclasses.replace(parts[name].data, num_clips=num_clips, cached_frames=65)
         parts[name] = dataclasses.replace(parts[name], data=data)
-    # One rule for all rounds, as the paper has it.
-    sampling = dataclasses.replace(demo.stage3.sampling, continuation_temperature=0.0, text_change="continue")
+    # One text and one rule for all rounds, as the paper has it.
+    for name in ("stage1", "stage2", "stage3"):
+        sampling = dataclasses.replace(parts[name].sampling, text_change="continue")
+        parts[name] = dataclasses.replace(parts[name], sampling=sampling)
+    sampling = dataclasses.replace(parts["stage3"].sampling, continuation_temperature=0.0)
     parts["stage3"] = dataclasses.replace(parts["stage3"], sampling=sampling)
     return ClaimsJob(**parts)
