@@ -280,7 +280,7 @@ def plot(claim: Claim, cells: Sequence[dict]) -> str:
             lines[claim.label(arm)] = (at.tolist(), curves.mean(axis=0).tolist())
             bands[claim.label(arm)] = (curves.min(axis=0).tolist(), curves.max(axis=0).tolist())
     if is_loss:
-        title = f"held-out loss beside that of {claim.label(claim.arm)}, nats an id"
+        title = f"loss beside that of {claim.label(claim.arm)}, nats an id"
         return line_plot(title, lines, end, x_label="latent frame", bands=bands)
     return line_plot("right digits, share of the videos", lines, end, (0.0, 1.0), bands=bands)
 
