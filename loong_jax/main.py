@@ -5,6 +5,7 @@
 Parses flags, turns the ConfigDict into a job, writes ``<workdir>/config.json`` and runs the job.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from ml_collections import config_flags
 
 from loong_jax import config, distributed
 from loong_jax.command_line import explain, help_text, locate_config, one_line, wants_help
+from loong_jax.config import ConfigError
 from loong_jax.config_dict import from_config_dict, to_json_dict
 from loong_jax.endings import Ended, Stopped
 from loong_jax.peers import together
@@ -100,9 +102,14 @@ def run_job(job: config.Job, workdir: Path) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, but a mistake in the settings is one sentence rather than a traceback, and help is of ours."""
     try:
-        if wants_help(argv):
-            print(help_text(argv[1:]))
-            sys.exit(0)
+        text = help_text(argv[1:]) if wants_help(argv) else ""
+    except ConfigError as error:
+        _fail(str(error))
+    if text:
+        with contextlib.suppress(BrokenPipeError):  # of a reader who has seen enough
+            print(text, flush=True)
+        distributed.leave(0)
+    try:
         rest = flags.FLAGS(locate_config(argv))
         if _CONFIG.value is None:
             raise ValueError("there is no --config")  # of which ``explain`` says more
