@@ -233,7 +233,7 @@ class Pipeline:
                 f"{len(frames) if frames.ndim else 0}: resize them (read_video takes size=...)."
             )
         # As the tokenizer cuts a video from its start on: a model's own goes on as it would have without an end.
-        whole = frames[: len(frames) - (len(frames) - 1) % self.generator.tokenizer.config.temporal_factor]
+        whole = frames[: self.tokenizer.config.whole_frames(len(frames))]
         usable = whole[-self.frames_read(config) :]
         return np.broadcast_to(usable, (batch, *usable.shape)).copy()
 

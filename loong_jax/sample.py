@@ -227,10 +227,8 @@ def _read_start(job: SampleJob, pipe: pipeline.Pipeline) -> dict[str, np.ndarray
             return {"image": file.read(size=pipe.frame_size, num_frames=1)[0]}
     if job.video:
         with VideoFile(job.video) as file:
-            factor = pipe.generator.tokenizer.config.temporal_factor
-            count = round((file.duration or 0.0) * pipe.fps)
-            whole = count - (count - 1) % factor
-            # A multiple of the factor, so that what is read is cut into latent frames as the whole video is.
+            whole = pipe.tokenizer.config.whole_frames(round((file.duration or 0.0) * pipe.fps))
+            # A multiple of the temporal factor, so that what is read is cut into latent frames as the whole video is.
             begin = max(0, whole - pipe.frames_read(job.sampling.over(pipe.sampling)))
             return {"video": file.read(size=pipe.frame_size, fps=pipe.fps, start=begin / pipe.fps)}
     return {}

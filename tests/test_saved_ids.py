@@ -126,7 +126,7 @@ def test_ids_of_scenes_are_shown_as_they_were(pipe, tmp_path):
     sampling = SamplingChanges(seconds=4.0, text_change="cut")
     job = dataclasses.replace(JOB, prompt="a red 7 @1s a blue 3 @2.5s a red 2", outputs="frames", sampling=sampling)
     [folder] = run_sample(job, tmp_path)
-    ids = SavedIds(folder.with_name(f"{folder.name.removesuffix('_frames')}.ids"))
+    ids = SavedIds(folder.with_name(f"{folder.name}.ids"))
     expected = [path.read_bytes() for path in sorted(folder.iterdir())]
     assert len(expected) == 26
     for count, shown in ((len(ids), 26), (5, 14), (3, 9)):  # 1 + 4 + 4 frames, then 1 + 4 + 4 + ...

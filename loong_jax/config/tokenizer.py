@@ -105,6 +105,10 @@ class TokenizerConfig:
         """Pixel frames of ``latent_frames`` latent frames."""
         return 1 + (latent_frames - 1) * self.temporal_factor
 
+    def whole_frames(self, num_frames: int) -> int:
+        """Of ``num_frames`` pixel frames those of whole latent frames, at the start of a video."""
+        return num_frames - (num_frames - 1) % self.temporal_factor
+
     def latent_size(self, frame_size: int) -> int:
         """Latent height (= width) of frames of ``frame_size`` pixels."""
         is_multiple = frame_size > 0 and frame_size % self.spatial_factor == 0
