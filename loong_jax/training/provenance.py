@@ -33,8 +33,8 @@ def check_same_model(stored: dict, wanted: dict, workdir: Path) -> None:
     """Raise ValueError, which names what differs, where ``stored`` is of another model or vocabulary."""
     task = wanted["config"]["task"]
     differing = list(_differences(stored["config"]["task"], task, "config.task"))
-    stored = stored | {"config": _completed(stored["config"])}
-    differing = differing or [line for line in _differences(stored, wanted) if _is_of_model(line.split(" ")[0], task)]
+    metas = (meta | {"config": _completed(meta["config"])} for meta in (stored, wanted))
+    differing = differing or [line for line in _differences(*metas) if _is_of_model(line.split(" ")[0], task)]
     if differing:
         raise ValueError(
             f"The checkpoint in {workdir} is of another model: {'; '.join(differing[:3])}"
@@ -45,7 +45,7 @@ def check_same_model(stored: dict, wanted: dict, workdir: Path) -> None:
 
 def changed_settings(stored: dict, wanted: dict) -> list[str]:
     """The settings that a training which goes on has got since, each as "name is value, wanted value"."""
-    return list(_differences(_completed(stored["config"]), wanted["config"]))
+    return list(_differences(_completed(stored["config"]), _completed(wanted["config"])))
 
 
 def check_finished(stored: dict, wanted: dict, workdir: Path, num_steps: int) -> None:
@@ -59,7 +59,7 @@ def check_finished(stored: dict, wanted: dict, workdir: Path, num_steps: int) ->
 
 
 def _completed(config: dict) -> dict:
-    """Settings with the defaults of those that there were not yet when a checkpoint was written."""
+    """Settings with the defaults of those that they lack: in an older checkpoint, what is new in this version."""
     try:
         return json.loads(json.dumps(to_json_dict(from_config_dict(config))))
     except ConfigError:  # of another version in more than that: let the differences say so
