@@ -60,9 +60,14 @@ def run_doctor(job: DoctorJob, workdir: Path) -> list[Finding]:
     """Look at every part and print what was found as it comes; returns it, and writes <workdir>/doctor.json."""
     console, findings = Console(soft_wrap=True), []
     with console.status("looking at this machine") as status:  # which a log does not show
-        for finding in examine(job, workdir):
+
+        def begin(part: str) -> None:
+            status.update(f"{part}, which may take a minute")
+            if not console.is_terminal:
+                console.print(f"trying: {part}", highlight=False, markup=False)
+
+        for finding in examine(job, workdir, begin):
             findings.append(finding)
-            status.update(f"{finding.part}: {finding.status}")
             if console.is_terminal:
                 continue
             mend = f"; {finding.mend}" if finding.mend else ""
@@ -79,8 +84,8 @@ def run_doctor(job: DoctorJob, workdir: Path) -> list[Finding]:
     return findings
 
 
-def examine(job: DoctorJob, workdir: Path) -> Iterator[Finding]:
-    """Every part in turn; what a check raises is its finding."""
+def examine(job: DoctorJob, workdir: Path, begin: Callable[[str], None] = lambda part: None) -> Iterator[Finding]:
+    """Every part in turn; what a check raises is its finding. ``begin`` hears of a part that takes its time."""
     checks: dict[str, Check] = {
         "python": _python,
         "packages": _packages,
@@ -102,6 +107,7 @@ def examine(job: DoctorJob, workdir: Path) -> Iterator[Finding]:
             if name in _PROGRAMS and not is_usable:
                 finding = Finding(name, "note", "not tried, as what it needs is broken")
             else:
+                begin(name.replace("_", " "))
                 finding = try_apart(name, Path(folder), job.timeout)
             yield finding
             if name in ("devices", "language_model"):

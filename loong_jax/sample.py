@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import datetime
 import itertools
 import re
 import time
@@ -207,9 +206,8 @@ class _Progress:
             return
         if now - self._reported > _REPORT_EVERY or self._done >= self._total:
             rate = (self._done - self._before) / (now - self._begin)
-            left = datetime.timedelta(seconds=round(max(0, self._total - self._done) / rate))
             frames, ids = rate * self._batch, rate * self._batch * self._ids_per_frame
-            self._report.report(self._done, f"frames, {frames:.1f} frames/s, {ids:,.0f} ids/s, {left} left")
+            self._report.report(self._done, f"frames, {frames:.1f} frames/s, {ids:,.0f} ids/s", rate)
             self._reported = now
 
     def close(self) -> None:

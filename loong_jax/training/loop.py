@@ -201,7 +201,7 @@ def _log(training, step, metrics, done, throughput, watch, writer, progress) -> 
     speed = throughput.measure(done)
     writer.write(step, "train", metrics | speed)
     names = (*training.shown, "steps_per_second", f"{training.work.unit}_per_second", "mfu")
-    progress.report(step, summarize(metrics | speed, names))
+    progress.report(step, summarize(metrics | speed, names), speed["steps_per_second"])
     for warning in filter(None, [training.alarm(metrics), *watch.look(step, metrics)]):
         progress.report(step, "WARNING: " + warning)
 

@@ -1,6 +1,7 @@
 """Where metrics go: metrics.jsonl, TensorBoard, and the screen; of several processes the first one's alone."""
 
 import contextlib
+import datetime
 import errno
 import json
 import os
@@ -159,12 +160,15 @@ class ProgressReport:
         if self._bar:
             self._bar.update(self._task, completed=done)
 
-    def report(self, done: int, summary: str) -> None:
-        """Say how things stand."""
+    def report(self, done: int, summary: str, rate: float = 0.0) -> None:
+        """Say how things stand; of ``rate``, how many are done a second, a log says the time left as the bar does."""
         if self._bar:
             self._bar.update(self._task, completed=done, summary=summary)
-        else:
-            say(f"{self._title} {done}/{self._total} {summary}")
+            return
+        parts = [summary] * bool(summary)
+        if rate and done < self._total:
+            parts.append(f"{datetime.timedelta(seconds=round((self._total - done) / rate))} left")
+        say(f"{self._title} {done}/{self._total} {'  '.join(parts)}".rstrip())
 
     def close(self) -> None:
         """End the bar, where there is one."""

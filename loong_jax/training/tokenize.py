@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -105,10 +106,14 @@ def tokenize(
         batches = _batches(read_in_order(examples, wanted, data), [indices for _, indices in missing])
         done = _in_order(batches, _encoders(tokenizer, text, reencoded_frames, devices))
         progress = ProgressReport(f"encoding {len(examples)} {split} clips of {frames} frames", len(examples))
+        first, begin = 0, 0.0  # where the first shard ended: compiling is of it
         for shard, indices in missing:
             rows = list(itertools.islice(done, -(-len(indices) // _ROWS_PER_CALL)))
             writer.write(shard, [row for batch in rows for row in batch])
-            progress.report(indices.stop, "")
+            now = time.perf_counter()
+            rate = (indices.stop - first) / (now - begin) if first else 0.0
+            progress.report(indices.stop, f"{rate:.1f} clips/s" if first else "", rate)
+            first, begin = first or indices.stop, begin or now
         progress.close()
     distributed.meet(f"tokens in {path}")
     return TokenCache(path, meta.fingerprint, meta.text_fingerprint)

@@ -117,7 +117,9 @@ def test_the_log_says_how_fast_it_goes(trained):
     _, said = trained
     lines = [line for line in said if re.search(r" [245]/5 loss", line)]
     assert len(lines) == 3
-    assert all(re.search(r"steps_per_second [\d.]+  tokens_per_second [\d,.]+$", line) for line in lines)
+    assert all(re.search(r"steps_per_second [\d.]+  tokens_per_second [\d,.]+( |$)", line) for line in lines)
+    left = [re.search(r"  \d:\d\d:\d\d left$", line) is not None for line in lines]
+    assert left == [True, True, False]  # at the end nothing is
 
 
 def test_the_profiler_records_its_window(trained):

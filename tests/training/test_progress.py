@@ -1,0 +1,43 @@
+"""How far a long job is: a bar that moves on a terminal, lines with the time left in a log."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from loong_jax.training import metrics
+from loong_jax.training.metrics import ProgressReport
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    def open_screen(is_terminal: bool) -> io.StringIO:
+        shown = io.StringIO()
+        monkeypatch.setattr(metrics, "CONSOLE", Console(file=shown, force_terminal=is_terminal, width=120))
+        return shown
+
+    return open_screen
+
+
+def test_a_bar_stands_where_the_report_says(screen):
+    shown = screen(is_terminal=True)
+    progress = ProgressReport("sampling", 390)
+    progress.report(260, "20 frames/s", rate=20.0)
+    progress.close()
+    assert "260/390" in shown.getvalue() and "20 frames/s" in shown.getvalue()
+    assert "left" not in shown.getvalue()  # the bar has a time of its own
+
+
+@pytest.mark.parametrize(
+    ("done", "summary", "rate", "line"),
+    [
+        (100, "loss 2.1", 0.5, "stage1 100/2000 loss 2.1  1:03:20 left"),
+        (100, "loss 2.1", 0.0, "stage1 100/2000 loss 2.1"),
+        (100, "", 0.0, "stage1 100/2000"),
+        (2000, "loss 1.9", 0.5, "stage1 2000/2000 loss 1.9"),
+    ],
+)
+def test_a_line_of_a_log_ends_with_the_time_left(screen, done, summary, rate, line):
+    shown = screen(is_terminal=False)
+    ProgressReport("stage1", 2000).report(done, summary, rate)
+    assert shown.getvalue() == line + "\n"
