@@ -202,7 +202,7 @@ class _Progress:
         self._done += num_frames
         if self._num_parts < _COMPILING:
             self._num_parts += is_new
-            self._before, self._begin = self._done, now
+            self._before, self._begin, self._reported = self._done, now, now
             return
         if now - self._reported > _REPORT_EVERY or self._done >= self._total:
             rate = (self._done - self._before) / (now - self._begin)

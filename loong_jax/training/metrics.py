@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -150,8 +151,8 @@ class ProgressReport:
         self._total = total
         self._bar = None
         if CONSOLE.is_terminal and jax.process_index() == 0:
-            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[summary]}"), console=CONSOLE)
+            columns = ("{task.description}", BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), _Summary())
+            self._bar = Progress(*columns, console=CONSOLE)
             self._task = self._bar.add_task(title, total=total, completed=start, summary="")
             self._bar.start()
 
@@ -174,6 +175,13 @@ class ProgressReport:
         """End the bar, where there is one."""
         if self._bar:
             self._bar.stop()
+
+
+class _Summary(ProgressColumn):
+    """The last column, which is cut where the screen ends; the others stay whole."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["summary"], no_wrap=True, overflow="ellipsis")
 
 
 def say(text: str) -> None:

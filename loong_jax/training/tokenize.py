@@ -105,14 +105,15 @@ def tokenize(
         wanted = [index for _, indices in missing for index in indices]
         batches = _batches(read_in_order(examples, wanted, data), [indices for _, indices in missing])
         done = _in_order(batches, _encoders(tokenizer, text, reencoded_frames, devices))
-        progress = ProgressReport(f"encoding {len(examples)} {split} clips of {frames} frames", len(examples))
+        what = "images" if frames == 1 else f"clips of {frames} frames"
+        progress = ProgressReport(f"encoding {len(examples)} {split} {what}", len(examples))
         first, begin = 0, 0.0  # where the first shard ended: compiling is of it
         for shard, indices in missing:
             rows = list(itertools.islice(done, -(-len(indices) // _ROWS_PER_CALL)))
             writer.write(shard, [row for batch in rows for row in batch])
             now = time.perf_counter()
             rate = (indices.stop - first) / (now - begin) if first else 0.0
-            progress.report(indices.stop, f"{rate:.1f} clips/s" if first else "", rate)
+            progress.report(indices.stop, f"{rate:.1f} a second" if first else "", rate)
             first, begin = first or indices.stop, begin or now
         progress.close()
     distributed.meet(f"tokens in {path}")

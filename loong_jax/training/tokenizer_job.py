@@ -87,7 +87,7 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
 
     state = loop.run(
         loop.Training(
-            title=f"tokenizer ({job.data.num_frames} frames)",
+            title=f"tokenizer ({job.data.num_frames} frame{'s' * (job.data.num_frames > 1)})",
             workdir=workdir,
             config=job.train,
             mesh=mesh,

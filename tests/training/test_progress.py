@@ -1,6 +1,7 @@
 """How far a long job is: a bar that moves on a terminal, lines with the time left in a log."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -11,9 +12,9 @@ from loong_jax.training.metrics import ProgressReport
 
 @pytest.fixture
 def screen(monkeypatch):
-    def open_screen(is_terminal: bool) -> io.StringIO:
+    def open_screen(is_terminal: bool, width: int = 120) -> io.StringIO:
         shown = io.StringIO()
-        monkeypatch.setattr(metrics, "CONSOLE", Console(file=shown, force_terminal=is_terminal, width=120))
+        monkeypatch.setattr(metrics, "CONSOLE", Console(file=shown, force_terminal=is_terminal, width=width))
         return shown
 
     return open_screen
@@ -26,6 +27,15 @@ def test_a_bar_stands_where_the_report_says(screen):
     progress.close()
     assert "260/390" in shown.getvalue() and "20 frames/s" in shown.getvalue()
     assert "left" not in shown.getvalue()  # the bar has a time of its own
+
+
+def test_on_a_narrow_terminal_the_summary_is_cut(screen):
+    shown = screen(is_terminal=True, width=80)
+    progress = ProgressReport("tokenizer (17 frames)", 400)
+    progress.report(400, "psnr 24.31  codebook_usage 0.6131  steps_per_second 1.482")
+    progress.close()
+    assert re.search(r"400/400.*0:00:00.* psnr 24\.31 .*…", shown.getvalue())
+    assert "steps" not in shown.getvalue()
 
 
 @pytest.mark.parametrize(
