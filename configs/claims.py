@@ -15,7 +15,7 @@ process and a core for each, which fill one claims.json:
             --config.first_seed=$seed --config.num_seeds=1 &
     done; wait
 
-A seed takes about two hours of a core: half an hour for the base, some minutes for each other arm.
+A seed takes two hours of a core or a little more: half an hour for the base, some minutes for each other arm.
 """
 
 import dataclasses
