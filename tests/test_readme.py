@@ -231,7 +231,7 @@ def test_a_page_names_every_file_of_its_room(page):
 def test_settings_that_a_page_names_exist(page):
     jobs = [to_config_dict(job()) for job in JOBS.values()]
     groups = {name for job in jobs for name in job if hasattr(job[name], "keys")}
-    named = re.findall(r"--config\.([a-z_.]*[a-z_])", page.prose)
+    named = re.findall(r"--config\.([a-z0-9_.]*[a-z0-9_])", page.prose)
     named += [span for span in (span.partition("=")[0] for span in page.spans) if span.split(".")[0] in groups]
     for flag in named:
         if not page.has(flag):  # as tokenizer.py
