@@ -192,8 +192,7 @@ class _Progress:
     def __init__(self, pipe: pipeline.Pipeline, batch: int, sampling: SamplingConfig):
         self._total, self._batch, self._ids_per_frame = pipe.num_frames(sampling), batch, pipe.ids_per_frame
         self._report = ProgressReport(f"sampling {batch} x {sampling.seconds:g} s", self._total)
-        self._done = self._before = 0
-        self._begin, self._reported, self._num_parts = 0.0, 0.0, 0
+        self._done, self._reported, self._num_parts = 0, 0.0, 0
         say("compiling the sampler")
 
     def add(self, num_frames: int, is_new: bool = True) -> None:
@@ -202,10 +201,11 @@ class _Progress:
         self._done += num_frames
         if self._num_parts < _COMPILING:
             self._num_parts += is_new
-            self._before, self._begin, self._reported = self._done, now, now
+            self._report.start_clock(self._done)
+            self._reported = now
             return
         if now - self._reported > _REPORT_EVERY or self._done >= self._total:
-            rate = (self._done - self._before) / (now - self._begin)
+            rate = self._report.rate(self._done)
             frames, ids = rate * self._batch, rate * self._batch * self._ids_per_frame
             self._report.report(self._done, f"frames, {frames:.1f} frames/s, {ids:,.0f} ids/s", rate)
             self._reported = now

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from loong_jax import pipeline
+from loong_jax import pipeline, sample
 from loong_jax.config import (
     DEBUG_TOKENIZER,
     DEBUG_TRANSFORMER,
@@ -63,7 +63,9 @@ def grays(path) -> np.ndarray:
     return read_video(path).mean(axis=(1, 2, 3))
 
 
-def test_every_prompt_has_its_files(pipe, rolled_out, tmp_path, capsys):
+def test_every_prompt_has_its_files(pipe, rolled_out, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sample, "_REPORT_EVERY", 0.0)  # these are sampled in less,
+    monkeypatch.setattr(sample, "_COMPILING", 1)  # in three parts
     (tmp_path / "prompts.txt").write_text("a red 7\n\n  a blue 3  \nein grünes Ö\n", encoding="utf-8")
     job = SampleJob(
         seed=2,
@@ -87,7 +89,7 @@ def test_every_prompt_has_its_files(pipe, rolled_out, tmp_path, capsys):
         np.testing.assert_array_equal(frames, expected)
         assert read_video(folder / f"{name}.png").shape[-1] == 3
     said = capsys.readouterr().out
-    assert "frames/s" in said and "ids/s" in said and said.count("wrote") == 12
+    assert "frames/s" in said and "ids/s" in said and "left" in said and said.count("wrote") == 12
 
 
 def test_all_prompts_are_looked_at_before_the_first_is_sampled(pipe, rolled_out, tmp_path):

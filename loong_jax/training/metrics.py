@@ -149,6 +149,7 @@ class ProgressReport:
     def __init__(self, title: str, total: int, start: int = 0):
         self._title = title
         self._total = total
+        self._begun: tuple[int, float] | None = None  # how many were done when the clock was started, and when
         self._bar = None
         if CONSOLE.is_terminal and jax.process_index() == 0:
             columns = ("{task.description}", BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), _Summary())
@@ -160,6 +161,17 @@ class ProgressReport:
         """Move the bar, on a terminal."""
         if self._bar:
             self._bar.update(self._task, completed=done)
+
+    def start_clock(self, done: int) -> None:
+        """Measure from here on: what came before was compiling, or was there already."""
+        self._begun = done, time.perf_counter()
+
+    def rate(self, done: int) -> float:
+        """How many were done a second since the clock was started; 0 where it was not."""
+        if self._begun is None:
+            return 0.0
+        before, begin = self._begun
+        return (done - before) / (time.perf_counter() - begin)
 
     def report(self, done: int, summary: str, rate: float = 0.0) -> None:
         """Say how things stand; of ``rate``, how many are done a second, a log says the time left as the bar does."""

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import itertools
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -107,14 +106,13 @@ def tokenize(
         done = _in_order(batches, _encoders(tokenizer, text, reencoded_frames, devices))
         what = "images" if frames == 1 else f"clips of {frames} frames"
         progress = ProgressReport(f"encoding {len(examples)} {split} {what}", len(examples))
-        first, begin = 0, 0.0  # where the first shard ended: compiling is of it
         for shard, indices in missing:
             rows = list(itertools.islice(done, -(-len(indices) // _ROWS_PER_CALL)))
             writer.write(shard, [row for batch in rows for row in batch])
-            now = time.perf_counter()
-            rate = (indices.stop - first) / (now - begin) if first else 0.0
-            progress.report(indices.stop, f"{rate:.1f} a second" if first else "", rate)
-            first, begin = first or indices.stop, begin or now
+            rate = progress.rate(indices.stop)
+            progress.report(indices.stop, f"{rate:.1f} a second" if rate else "", rate)
+            if not rate:  # the first shard's time is compiling
+                progress.start_clock(indices.stop)
         progress.close()
     distributed.meet(f"tokens in {path}")
     return TokenCache(path, meta.fingerprint, meta.text_fingerprint)

@@ -51,3 +51,13 @@ def test_a_line_of_a_log_ends_with_the_time_left(screen, done, summary, rate, li
     shown = screen(is_terminal=False)
     ProgressReport("stage1", 2000).report(done, summary, rate)
     assert shown.getvalue() == line + "\n"
+
+
+def test_the_rate_is_counted_from_the_start_of_the_clock(screen, monkeypatch):
+    screen(is_terminal=False)
+    times = iter((10.0, 14.0))
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(times))
+    progress = ProgressReport("encoding", 1024)
+    assert progress.rate(256) == 0.0
+    progress.start_clock(256)
+    assert progress.rate(512) == 64.0
