@@ -167,11 +167,17 @@ def _color_masses(video: np.ndarray) -> dict[str, Float[np.ndarray, "frames 32 3
         )
     scale = height // _GRID
     pixels = video.reshape(frames, _GRID, scale, _GRID, scale, 3).mean((2, 4)) / 255
-    low, middle, high = np.moveaxis(np.sort(pixels, -1), -1, 0)
+    # A channel at a time: NumPy takes long over an axis of three.
+    channels = [np.ascontiguousarray(pixels[..., channel]) for channel in range(3)]
+    low, high = (functools.reduce(extreme, channels) for extreme in (np.minimum, np.maximum))
     saturation = np.where(high - low >= _MIN_SATURATION, high - low, 0)
     # The nearest hue has on the channels above the middle of low and high.
-    on = pixels > ((low + high) / 2)[..., None]
-    return {name: saturation * np.all(on == np.array(color, bool), -1) for name, color in COLORS.items()}
+    on = [channel > (low + high) / 2 for channel in channels]
+
+    def is_nearest(color: Sequence[int]) -> np.ndarray:
+        return functools.reduce(np.logical_and, [part == bool(value) for part, value in zip(on, color, strict=True)])
+
+    return {name: saturation * is_nearest(color) for name, color in COLORS.items()}
 
 
 def _track(mass: Float[np.ndarray, "frames 32 32"]) -> Float[np.ndarray, "frames 2"]:
