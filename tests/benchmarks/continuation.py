@@ -7,8 +7,9 @@ Samples videos of the demo's held-out prompts with the demo's temperature and gu
 ``sampling.continuation`` with the demo's top-k, and for the default one with others. A judge of pixels reads every ten
 seconds; a minute's share is the mean of its six. A cell (way, top-k, seconds, seed, model) that stands in FILE.json is
 not sampled again, so that the same command goes on where it was stopped; --seeds=0 only shows what is there. Processes
-of other seeds (--first-seed), a core for each, may fill the same file. Prints a table: means over the seeds, and the
-least and largest. The picture needs matplotlib. --model=package:digits is the model that travels with the package.
+of other seeds (--first-seed), a core for each, may fill the same file. With k = 1 nothing is drawn, all seeds are one.
+Prints a table: means over the seeds, and the least and largest. The picture needs matplotlib. --model=package:digits is
+the model that travels with the package.
 """
 
 import argparse
@@ -89,6 +90,8 @@ def run(model: str, results: Path, seconds: int, seeds: range, prompts: int) -> 
     add({"way": "real", "top_k": None, "seed": 0} | size, lambda: judge(iter([real]), scenes, pipe.fps))
     for seed in seeds:
         for way, top_k in SETTINGS:
+            if top_k == 1 and seed > 0:
+                continue
             cell = {"way": way, "top_k": top_k, "seed": seed, "model": pipe.fingerprint} | size
             sampling = dataclasses.replace(SAMPLING, seconds=seconds, continuation=way, top_k=top_k)
             add(cell, functools.partial(sampled, seed, sampling))
