@@ -3,7 +3,7 @@
     python -m loong_jax.main --config=configs/stage1.py:700m --workdir=runs/stage1 \
         --config.data.source=folder:DIR
 
-Sizes: `:700m` (default), `:3b`, `:7b`; join with a comma. `:small` is for a CPU: 64x64 pixels in the ids of
+Sizes: `:700m` (default), `:3b`, `:7b`. `:small` is for a CPU: 64x64 pixels in the ids of
 `tokenizer.py:small`. `:debug` trains a tiny one a few steps in seconds.
 The tokenizer is looked for in ../tokenizer, beside the workdir.
 The first run encodes the data into <workdir>/tokens; the same command resumes.

@@ -33,7 +33,7 @@ from loong_jax.config_dict import parse_variant, to_config_dict
 
 
 def get_config(variant: str = ""):
-    chosen = parse_variant(variant, ("debug", "small", "image", "low", "high", "gan"))
+    chosen = parse_variant(variant, ("debug", "small"), ("image", "low", "high", "gan"))
     if "debug" in chosen:
         job = _debug()
     elif "small" in chosen:

@@ -73,7 +73,8 @@ def help_text(arguments: list[str]) -> str:
     given = _config_files(arguments)
     usage = "python -m loong_jax.main --config=configs/NAME.py[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...]"
     if not given:
-        rows = [f"    {file:<26} {_docstring(file).splitlines()[0]}" for file in config_files()]
+        summaries = {file: _docstring(file).partition("\n")[0] for file in config_files()}
+        rows = [f"    {file:<26} {summary}".rstrip() for file, summary in summaries.items()]
         hint = "With --config=FILE, --help says what it does and what its settings are."
         return "\n".join([usage, "", *rows, "", hint])
     _, file = given[-1]
@@ -82,7 +83,11 @@ def help_text(arguments: list[str]) -> str:
 
 
 def _docstring(file: str) -> str:
-    return ast.get_docstring(ast.parse(find_config(file).read_text(encoding="utf-8"))) or ""
+    """Of a config file; empty where it has none, or is no Python, which loading it says better."""
+    try:
+        return ast.get_docstring(ast.parse(find_config(file).read_bytes())) or ""
+    except (SyntaxError, ValueError):
+        return ""
 
 
 def _settings(values: ml_collections.ConfigDict, before: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,15 +18,16 @@ _FOLDER = Path("configs")
 _OWN = next(filter(Path.is_dir, (parent / _FOLDER for parent in Path(__file__).parents[:2])), _FOLDER)
 
 
-def parse_variant(variant: str, allowed: tuple[str, ...]) -> set[str]:
-    """Split what follows the colon of ``--config=configs/NAME.py:a,b``.
+def parse_variant(variant: str, sizes: tuple[str, ...], others: tuple[str, ...] = ()) -> set[str]:
+    """Split what follows the colon of ``--config=configs/NAME.py:a,b``: one of ``sizes`` at most, and any ``others``.
 
     Raises:
-        ConfigError: a part is not in ``allowed``.
+        ConfigError: a part is none of them, or there are several sizes.
     """
     parts = {part for part in variant.split(",") if part}
     for part in sorted(parts):
-        require_choice("the config's variant", part, allowed)
+        require_choice("the config's variant", part, (*sizes, *others))
+    require(len(parts & set(sizes)) <= 1, "the config's variant", variant, f"choose one of {', '.join(sizes)}")
     return parts
 
 

@@ -20,7 +20,7 @@ from loong_jax import config, distributed
 from loong_jax.command_line import explain, help_text, locate_config, one_line, wants_help
 from loong_jax.config import ConfigError
 from loong_jax.config_dict import from_config_dict, to_json_dict
-from loong_jax.endings import Ended, Stopped
+from loong_jax.endings import Ended, Stopped, end_at_once
 from loong_jax.peers import together
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, e.g. configs/stage2.py:debug.")
@@ -160,7 +160,7 @@ def _fail(message: str) -> None:
 def _end(*_) -> None:
     """End at once, at Ctrl-C outside a training; an exception is lost where JAX has the garbage collector call it."""
     os.write(2, f"{distributed.process_label()}interrupted: the same command goes on.\n".encode())
-    os._exit(Stopped.exit_code)
+    end_at_once(Stopped.exit_code)
 
 
 def _with_huge_pages() -> None:

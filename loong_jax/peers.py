@@ -8,7 +8,6 @@ would abort them in its own time, after up to two minutes.
 import contextlib
 import ctypes
 import json
-import os
 import platform
 import secrets
 import signal
@@ -24,7 +23,7 @@ from typing import Any
 from loong_jax import distributed
 from loong_jax.config import Job
 from loong_jax.data.fingerprint import data_fingerprint
-from loong_jax.endings import Ended, PeerDied
+from loong_jax.endings import Ended, PeerDied, end_at_once
 
 _KEY = "loong_jax"
 _BEAT = 5.0  # seconds between two signs of life
@@ -242,4 +241,4 @@ def _end(message: str) -> None:
     """End at once: the main thread may be in a collective that nothing interrupts."""
     print(f"{distributed.process_label()}{message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(PeerDied.exit_code)
+    end_at_once(PeerDied.exit_code)

@@ -71,11 +71,11 @@ def sample_videos(
     videos = []
     for first in range(0, len(prompts), batch_size):
         batch = prompts[first : first + batch_size]
-        progress, parts = _Progress(pipe, len(batch), sampling), []
-        for frames in pipe.stream(batch, seed + first, **vars(sampling)):
-            parts.append(frames)
-            progress.add(frames.shape[1])
-        progress.close()
+        parts = []
+        with contextlib.closing(_Progress(pipe, len(batch), sampling)) as progress:
+            for frames in pipe.stream(batch, seed + first, **vars(sampling)):
+                parts.append(frames)
+                progress.add(frames.shape[1])
         videos.append(np.concatenate(parts, axis=1))
     return np.concatenate(videos)
 
@@ -133,8 +133,8 @@ def _sample_batch(pipe: pipeline.Pipeline, videos: list[_Video], request: Reques
         video.saved.keep(num_saved)
     if num_saved:
         say(f"going on after {num_saved} latent frames that were saved")
-    progress = _Progress(pipe, len(videos), request.sampling)
     with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(contextlib.closing(_Progress(pipe, len(videos), request.sampling)))
         for index, video in enumerate(videos):
             stack.enter_context(video.files)
             if request.start is not None:
@@ -148,7 +148,6 @@ def _sample_batch(pipe: pipeline.Pipeline, videos: list[_Video], request: Reques
                     video.saved.append(piece.ids[index])
                 video.files.write(piece.frames[index])
             progress.add(piece.frames.shape[1], is_new=count >= num_saved)
-    progress.close()
     for path in (path for video in videos for path in video.files.paths):
         say(f"wrote {path}")
 

@@ -203,6 +203,10 @@ IMPOSSIBLE = [
     (TokenizerLossConfig, {"lecam_weight": -1.0}, "lecam_weight", -1.0, NOT_NEGATIVE),
     (TokenizerLossConfig, {"lecam_decay": 1.0}, "loss.lecam_decay", 1.0, "[0, 1)"),
     (TokenizerJob, {"ema_decay": 1.0}, "ema_decay", 1.0, "[0, 1)"),
+    *[
+        (job, {"seed": seed}, "seed", seed, "from 0 to 2147483647")
+        for job, seed in ((TokenizerJob, -1), (LanguageModelJob, 2**31), (SampleJob, -1), (EvaluateJob, -1))
+    ],
     (TokenizerJob, {"freeze_encoder": True}, "freeze_encoder", True, "--config.init_from=DIR"),
     (SampleJob, {"prompt": " \n"}, "prompt", " \n", "give some text"),
     (SampleJob, {"prompt": "| |"}, "prompt", "| |", "give some text"),

@@ -173,7 +173,10 @@ def test_an_unknown_task(task):
 
 def test_variants():
     assert parse_variant("", ("debug", "3b")) == set()
-    assert parse_variant("3b,debug", ("debug", "3b")) == {"debug", "3b"}
+    assert parse_variant("image,debug", ("debug", "3b"), ("image",)) == {"debug", "image"}
     with pytest.raises(ConfigError) as error:
         parse_variant("debug,4b", ("debug", "3b"))
     assert str(error.value) == "the config's variant='4b' is not possible: choose one of 'debug', '3b'."
+    with pytest.raises(ConfigError) as error:
+        parse_variant("debug,3b", ("debug", "3b"))
+    assert str(error.value) == "the config's variant='debug,3b' is not possible: choose one of debug, 3b."

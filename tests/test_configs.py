@@ -14,7 +14,7 @@ from loong_jax.models import transformer
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = ("stage1", "stage2", "stage3")
 VARIANTS = [(file.stem, variant) for file in sorted(CONFIGS.glob("*.py")) for variant in ("", "debug")] + [
-    (stage, variant) for stage in STAGES for variant in ("700m", "3b", "7b", "debug,7b")
+    (stage, variant) for stage in STAGES for variant in ("700m", "3b", "7b")
 ]
 VARIANTS += [("tokenizer", variant) for variant in ("image", "low", "small", "small,image", "small,gan")]
 VARIANTS += [(stage, "small") for stage in STAGES]

@@ -77,7 +77,7 @@ def test_what_is_wrong_with_the_arguments(arguments, said, monkeypatch):
     assert said in message and "\n" not in message
 
 
-def test_help_says_what_there_is_and_what_can_be_set(monkeypatch):
+def test_help_says_what_there_is_and_what_can_be_set(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     every = help_text(["--help"])
     assert "configs/sample.py          Sample videos from a trained language model." in every
@@ -85,6 +85,15 @@ def test_help_says_what_there_is_and_what_can_be_set(monkeypatch):
     own = help_text(["--config", "configs/sample.py:debug", "--help"])
     assert own.startswith("Sample videos from") and "`:debug` samples ten" in own
     assert "\n    --config.sampling.seconds=10.0\n" in own and "\n    --config.prompt=" in own
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.py").write_text("def get_config(variant):\n    return None\n")
+    (tmp_path / "configs" / "broken.py").write_text("def\n")
+    monkeypatch.chdir(tmp_path)
+    assert set(every.splitlines()) - set(help_text(["--help"]).splitlines()) == set()
+    assert {"    configs/mine.py", "    configs/broken.py"} < set(help_text(["--help"]).splitlines())
+    with pytest.raises(ConfigError, match="fails with SyntaxError"):
+        help_text(["--config=configs/broken.py", "--help"])
+    monkeypatch.chdir(ROOT)
     assert wants_help(["main", "-h"]) and not wants_help(["main", "--config.prompt=--help me"])
     assert run("--help").stdout == every + "\n"
     end = run("--config=configs/nothing.py", "--help")
@@ -144,6 +153,14 @@ def test_what_no_check_knows_is_told_in_one_line():
     assert one_line(PermissionError(13, "Permission denied", "/root/w")) == "/root/w: Permission denied."
     full = OSError(28, "No space left on device")  # as writing says it
     assert one_line(full) == "a file that was read or written: No space left on device."
+
+
+def test_an_end_at_once_shows_the_cursor_that_a_bar_hides():
+    ours, theirs = os.openpty()
+    code = "from loong_jax.endings import end_at_once; end_at_once(75)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=theirs, timeout=60).returncode == 75
+    assert os.read(ours, 100) == b"\x1b[?25h"
+    os.close(ours), os.close(theirs)
 
 
 def test_ctrl_c_is_not_lost_where_a_library_calls_back():

@@ -32,6 +32,11 @@ def require_not_negative(owner: Any, *fields: str) -> None:
         require(value >= 0, field, value, "it cannot be negative")
 
 
+def require_seed(owner: Any) -> None:
+    """Raise ConfigError unless ``owner.seed`` lies in [0, 2**31), as everything takes it that draws."""
+    require(0 <= owner.seed < 2**31, "seed", owner.seed, f"use a whole number from 0 to {2**31 - 1}")
+
+
 def require_share(owner: Any, *fields: str) -> None:
     """Raise ConfigError unless these fields of ``owner`` lie in [0, 1]."""
     for field in fields:

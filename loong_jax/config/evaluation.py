@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from loong_jax.config.checks import require, require_positive
+from loong_jax.config.checks import require, require_positive, require_seed
 from loong_jax.config.sampling import SamplingChanges
 from loong_jax.config.sources import require_pixels
 from loong_jax.config.training import DataConfig, MeshConfig
@@ -50,6 +50,7 @@ class EvaluateJob:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
+        require_seed(self)
         require_positive(self, "num_videos", "window_seconds", "num_shown", "batch_size")
         require_pixels("data.source", self.data.source)
         require(not (self.videos and self.model_path), "model_path", self.model_path, "leave it out beside videos")

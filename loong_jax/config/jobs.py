@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 
-from loong_jax.config.checks import require, require_choice, require_not_negative, require_positive
+from loong_jax.config.checks import require, require_choice, require_not_negative, require_positive, require_seed
 from loong_jax.config.evaluation import EvaluateJob
 from loong_jax.config.model import LossConfig, TransformerConfig
 from loong_jax.config.sampling import DecodingConfig, SamplingChanges, SamplingConfig
@@ -32,6 +32,7 @@ class TokenizerJob:
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self):
+        require_seed(self)
         require_pixels("data.source", self.data.source)
         self.tokenizer.latent_frames(self.data.num_frames)
         self.tokenizer.latent_size(self.data.frame_size)
@@ -114,6 +115,7 @@ class LanguageModelJob:
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self):
+        require_seed(self)
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it must lie in [0, 1)")
         require_positive(self, "accumulate")
         require_not_negative(self, "num_previews")
@@ -142,6 +144,7 @@ class SampleJob:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
+        require_seed(self)
         require(self.prompts_file or self.prompt.strip(" \n\t|") != "", "prompt", self.prompt, "give some text")
         require_positive(self, "batch_size")
         is_possible = set(self.outputs.split("|")) <= {"mp4", "gif", "mkv", "frames", "sheet"}
@@ -166,6 +169,7 @@ class DemoJob:
     batch_size: int = 32  # of these so many together: the keys and values of more do not fit a CPU's caches
 
     def __post_init__(self):
+        require_seed(self)
         require_positive(self, "num_eval_clips", "num_eval_prompts", "batch_size")
 
 

@@ -25,6 +25,10 @@ class Medium:
     stop: float | None = None
     fps: float | None = None  # of frames; None: those of the clips
 
+    def __post_init__(self):
+        # A file's name need not be UTF-8, and what names a medium is printed and stored.
+        object.__setattr__(self, "key", self.key.encode("utf-8", "backslashreplace").decode())
+
 
 class Clips:
     """Random access to {"video": uint8 [t, h, w, 3], "caption": str, "key": str, "label": ()}.
@@ -87,8 +91,8 @@ class Clips:
     def _cut(self, medium: Medium, rng: np.random.Generator) -> dict:
         if self._needs_caption and not medium.caption:
             raise BadMedium("no caption")
-        if "\ufffd" in medium.caption:
-            raise BadMedium("caption is not UTF-8", medium.caption)
+        if not _is_text(medium.caption):
+            raise BadMedium("caption is not UTF-8", ascii(medium.caption))
         try:
             video, offset = self._decode(medium, rng)
         except BadMedium:
@@ -135,3 +139,8 @@ class Clips:
         if num_starts < 1:
             raise BadMedium("too short", f"{stop - medium.start:.2f} s, and a clip needs {needed:.2f} s")
         return int(rng.integers(num_starts))
+
+
+def _is_text(caption: str) -> bool:
+    """Whether it holds neither what stood for other bytes nor half a character, which JSON can hold."""
+    return "\ufffd" not in caption and not any("\ud800" <= character <= "\udfff" for character in caption)

@@ -1,5 +1,7 @@
 """From the name of a source to random access to {"video", "caption", "key", "label"}."""
 
+import itertools
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ from loong_jax.data.moving_digits import MovingDigits
 from loong_jax.data.web_shards import WebShards
 from loong_jax.video_file import IMAGE_EXTENSIONS
 
+_MANY = 1_000_000  # examples of a source of which no number is asked for
+
 
 def make_source(
     data: DataConfig,
@@ -23,7 +27,7 @@ def make_source(
     *,
     source: str = "",
     num_frames: int | None = None,
-    num_examples: int = 1_000_000,
+    num_examples: int | None = None,
     needs_caption: bool = False,
     bad_list: Path | None = None,
 ) -> Any:
@@ -33,7 +37,9 @@ def make_source(
         data: the settings.
         source: its name in place of ``data.source``; see ``config.sources``.
         num_frames: in place of ``data.num_frames``.
-        num_examples: that the source gives; the clips of a medium differ. 0: one of each medium.
+        num_examples: that the source gives; the clips of a medium differ. None: a million, or one of each medium where
+            there are more. 0: one of each medium; of several sources as many as it takes until each has given all of
+            its own, so that some give theirs several times.
         needs_caption: whether media without one are passed over.
         bad_list: a file for the list of media that are passed over.
 
@@ -45,12 +51,10 @@ def make_source(
 
     def make(name: SourceName) -> Any:
         if name.kind == "moving_digits":
-            if not num_examples:
+            if num_examples == 0:
                 raise ValueError("moving_digits have no number of their own: set data.num_clips and data.num_images.")
-            return MovingDigits(split, data.frame_size, frames, data.two_digit_share, num_examples)
-        media, places = open_media(name, data, split)
-        if frames > 1:
-            places = _moving(media, places)
+            return MovingDigits(split, data.frame_size, frames, data.two_digit_share, num_examples or _MANY)
+        media, places = open_media(name, data, split, is_moving=frames > 1)
         return Clips(
             media,
             places,
@@ -58,15 +62,14 @@ def make_source(
             frame_size=data.frame_size,
             num_frames=frames,
             fps=data.fps,
-            num_examples=num_examples or len(places),
+            num_examples=num_examples or max(len(places), 0 if num_examples == 0 else _MANY),
             min_brightness=data.min_brightness,
             min_motion=data.min_motion,
             needs_caption=needs_caption,
             limits=data.limits,
         )
 
-    made = [make(name) for name in names]
-    return mixed(made, [name.weight for name in names], num_examples or sum(map(len, made)))
+    return mixed([make(name) for name in names], [name.weight for name in names], num_examples or 0)
 
 
 def check_there(data: DataConfig) -> None:
@@ -80,11 +83,13 @@ def check_there(data: DataConfig) -> None:
                 )
 
 
-def open_media(name: SourceName, data: DataConfig, split: str) -> tuple[Sequence[Medium], Sequence[int]]:
-    """The media of a source, and which of them belong to ``split``.
+def open_media(
+    name: SourceName, data: DataConfig, split: str, is_moving: bool = False
+) -> tuple[Sequence[Medium], Sequence[int]]:
+    """The media of a source, and which of them belong to ``split``; with ``is_moving`` no image files.
 
     Raises:
-        ValueError: it is not there, or is empty.
+        ValueError: it is not there, or is empty, or has images alone where videos are needed.
     """
     has_splits = False
     match name.kind:
@@ -101,23 +106,36 @@ def open_media(name: SourceName, data: DataConfig, split: str) -> tuple[Sequence
             has_splits = media.has_own_test
         case _:
             raise ValueError(f"A source of pixels is needed, and {name.kind!r} holds none.")
-    places = range(len(media))
+    kinds = _by_kind(media)
+    if is_moving:
+        kinds = kinds[:1]
+        if not len(kinds[0]):
+            raise ValueError(f"{name} has images alone, and a clip of several frames needs videos.")
     if has_splits:
-        return media, places
-    # By place among all, so that none changes sides when clips get longer.
+        return media, kinds[0]
+    # By place among those of its kind, so that none changes sides when clips get longer.
     every = data.held_out_every
-    in_split = places[::every] if split == "test" else _AllBut(len(media), every)
-    if not len(in_split):
+    in_split = [places[::every] if split == "test" else _AllBut(places, every) for places in kinds]
+    if not any(map(len, in_split)):
         warnings.warn(f"{name} has but one medium: it serves both splits.", stacklevel=2)
-        in_split = places
-    return media, in_split
+        in_split = kinds
+    return media, in_split[0] if len(in_split) == 1 else sorted(itertools.chain(*in_split))
+
+
+def _by_kind(media: Sequence[Medium]) -> list[Sequence[int]]:
+    """The places of videos and, where names tell, those of image files."""
+    if not isinstance(media, list):
+        return [range(len(media))]
+    is_image = [medium.key.lower().endswith(IMAGE_EXTENSIONS) for medium in media]
+    return [[place for place, found in enumerate(is_image) if found == wanted] for wanted in (False, True)]
 
 
 class _AllBut(Sequence):
-    """0, 1, ... without the multiples of ``every``: a list of a hundred million would take gigabytes."""
+    """``places`` without each ``every``-th, the first among them: a list of a hundred million would take gigabytes."""
 
-    def __init__(self, stop: int, every: int):
-        self._every, self._length = every, stop - -(-stop // every)
+    def __init__(self, places: Sequence[int], every: int):
+        self._places, self._every = places, every
+        self._length = len(places) - -(-len(places) // every)
 
     def __len__(self) -> int:
         return self._length
@@ -125,22 +143,18 @@ class _AllBut(Sequence):
     def __getitem__(self, index: int) -> int:
         if not 0 <= index < self._length:
             raise IndexError(index)
-        return 1 + index + index // (self._every - 1)
+        return self._places[1 + index + index // (self._every - 1)]
 
 
-def _moving(media: Sequence[Medium], places: Sequence[int]) -> Sequence[int]:
-    """The places that are not of image files, where names tell."""
-    if not isinstance(media, list):
-        return places
-    moving = [place for place in places if not media[place].key.lower().endswith(IMAGE_EXTENSIONS)]
-    if not moving:
-        raise ValueError("There are images alone, and a clip of several frames needs videos.")
-    return moving
+def mixed(sources: Sequence[Any], weights: Sequence[float], num_examples: int = 0) -> Any:
+    """One source of several, each giving its weight's share of any stretch of examples.
 
-
-def mixed(sources: Sequence[Any], weights: Sequence[float], num_examples: int) -> Any:
-    """One source of several, each giving its weight's share of any stretch of examples."""
-    return sources[0] if len(sources) == 1 else _Mixture(sources, weights, num_examples)
+    Of 0 examples it has as many as it takes until each source has given all of its own.
+    """
+    if len(sources) == 1:
+        return sources[0]
+    whole = max(math.ceil(len(source) * sum(weights) / weight) for source, weight in zip(sources, weights, strict=True))
+    return _Mixture(sources, weights, num_examples or whole)
 
 
 class _Mixture:

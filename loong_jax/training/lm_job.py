@@ -1,6 +1,7 @@
 """Train one stage of the language model: from a LanguageModelJob to a workdir with checkpoints."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 
 from loong_jax import checkpoint, sharding
 from loong_jax.config import (
+    ConfigError,
     LanguageModelJob,
     LossConfig,
     MeshConfig,
@@ -176,6 +178,13 @@ def _chosen_mesh(job: LanguageModelJob, tokenizer: VideoTokenizer) -> MeshConfig
 def _check_mesh(job: LanguageModelJob, mesh: Mesh) -> None:
     """Find what ``mesh`` cannot cut, before hours go into the data."""
     sharding.check_batch(mesh, job.train.batch_size, ", or --config.choose_mesh=True, which finds one")
+    parts, rows = sharding.num_parts(mesh, "batch"), job.train.batch_size // job.accumulate
+    if rows % parts:
+        raise ConfigError(
+            f"accumulate={job.accumulate} takes {rows} rows of train.batch_size={job.train.batch_size} at a time, and "
+            f"they cannot be cut into {parts} parts (mesh.data x mesh.fsdp): use "
+            f"--config.accumulate={math.gcd(job.accumulate, job.train.batch_size // parts)}."
+        )
     sharding.tree_shardings(mesh, transformer.abstract_params(job.model)[1], transformer.logical_axes(job.model))
 
 
@@ -257,7 +266,7 @@ def _cached(
             )
         caches.append(cache)
         weights.append(name.weight)
-    return mixed(caches, weights, max(len(cache) for cache in caches))
+    return mixed(caches, weights)
 
 
 def _find_stage_before(job: LanguageModelJob, workdir: Path) -> Path | None:

@@ -139,7 +139,8 @@ def _train(training: Training, state: TrainState, place: _Place, checkpoints: Ch
         with ProfilerWindow(training.workdir, config, place.step) as profiler, StopRequest() as stop:
             state, done, is_stopped = _steps(training, state, place, stop, checkpoints, profiler, writer, progress)
             checkpoints.wait()
-            if is_stopped:
+            # Of one process also where it was asked for while the last step was saved: others may follow this training.
+            if is_stopped or stop.is_asked:
                 raise Stopped(
                     f"{training.title}: stopped after {done} of {config.num_steps} steps; the same command goes on."
                 )
@@ -175,7 +176,7 @@ def _steps(training, state, place, stop, checkpoints, profiler, writer, progress
             with throughput.paused(state):
                 evaluation = jax.device_get(training.evaluate(state))
                 writer.write(step, "eval", evaluation)
-                progress.report(step, "held-out: " + summarize(evaluation, training.shown))
+                progress.note(step, "held-out: " + summarize(evaluation, training.shown))
                 if not is_last:
                     _draw(training, step, writer)
         is_stopping = stop.is_due(step)
@@ -186,7 +187,7 @@ def _steps(training, state, place, stop, checkpoints, profiler, writer, progress
                 elif is_last:
                     raise NotFinite(step, jax.device_get(metrics))
                 else:
-                    progress.report(step, "WARNING: not saved, for this step was not finite")
+                    progress.note(step, "WARNING: not saved, for this step was not finite")
         if is_stopping:
             break
     if late is not None:
@@ -203,7 +204,7 @@ def _log(training, step, metrics, done, throughput, watch, writer, progress) -> 
     names = (*training.shown, "steps_per_second", f"{training.work.unit}_per_second", "mfu")
     progress.report(step, summarize(metrics | speed, names), speed["steps_per_second"])
     for warning in filter(None, [training.alarm(metrics), *watch.look(step, metrics)]):
-        progress.report(step, "WARNING: " + warning)
+        progress.note(step, "WARNING: " + warning)
 
 
 def _draw(training, step, writer) -> None:

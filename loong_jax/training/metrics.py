@@ -173,6 +173,10 @@ class ProgressReport:
         before, begin = self._begun
         return (done - before) / (time.perf_counter() - begin)
 
+    def note(self, done: int, text: str) -> None:
+        """Say what is to be read later, too: a line of its own, on a terminal above the bar."""
+        say(f"{self._title} {done}/{self._total} {text}")
+
     def report(self, done: int, summary: str, rate: float = 0.0) -> None:
         """Say how things stand; of ``rate``, how many are done a second, a log says the time left as the bar does."""
         if self._bar:

@@ -8,6 +8,8 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
+from loong_jax.endings import end_at_once
+
 
 class StopRequest:
     """While entered, the first SIGTERM or SIGINT asks the training to stop; a second ends the process at once.
@@ -45,6 +47,11 @@ class StopRequest:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._is_asked
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether this process was asked, where it is the only one; several hear it by ``is_due`` alone."""
+        return self._is_asked and not self._is_shared
+
     def _listen(self) -> None:
         with self._received:
             while received := self._received.recv(1):
@@ -52,7 +59,7 @@ class StopRequest:
                 if number not in self._before:
                     continue
                 if self._is_asked:
-                    os._exit(128 + number)
+                    end_at_once(128 + number)
                 self._is_asked = True
                 name = signal.Signals(number).name
                 print(f"{name}: saving after this step, then stopping; a second one ends at once", flush=True)

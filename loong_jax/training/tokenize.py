@@ -1,6 +1,7 @@
 """Fill a token cache: a frozen tokenizer over the examples of a source, shard by shard."""
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
@@ -106,14 +107,14 @@ def tokenize(
         done = _in_order(batches, _encoders(tokenizer, text, reencoded_frames, devices))
         what = "images" if frames == 1 else f"clips of {frames} frames"
         progress = ProgressReport(f"encoding {len(examples)} {split} {what}", len(examples))
-        for shard, indices in missing:
-            rows = list(itertools.islice(done, -(-len(indices) // _ROWS_PER_CALL)))
-            writer.write(shard, [row for batch in rows for row in batch])
-            rate = progress.rate(indices.stop)
-            progress.report(indices.stop, f"{rate:.1f} a second" if rate else "", rate)
-            if not rate:  # the first shard's time is compiling
-                progress.start_clock(indices.stop)
-        progress.close()
+        with contextlib.closing(progress):
+            for shard, indices in missing:
+                rows = list(itertools.islice(done, -(-len(indices) // _ROWS_PER_CALL)))
+                writer.write(shard, [row for batch in rows for row in batch])
+                rate = progress.rate(indices.stop)
+                progress.report(indices.stop, f"{rate:.1f} a second" if rate else "", rate)
+                if not rate:  # the first shard's time is compiling
+                    progress.start_clock(indices.stop)
     distributed.meet(f"tokens in {path}")
     return TokenCache(path, meta.fingerprint, meta.text_fingerprint)
 

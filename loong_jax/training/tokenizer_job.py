@@ -46,7 +46,9 @@ def train_tokenizer(job: TokenizerJob, workdir: Path) -> VideoTokenizer:
     train_source = make_source(job.data, "train", bad_list=bad_list)
     test_source = make_source(job.data, "test", bad_list=bad_list)
     index, count = sharding.batch_share(mesh)
-    images = make_source(job.data, "train", num_frames=1, bad_list=bad_list) if job.data.image_share else None
+    images = None
+    if job.data.image_share:
+        images = make_source(job.data, "train", source=job.data.image_source, num_frames=1, bad_list=bad_list)
     batches = video_batches(
         train_source,
         job.data,

@@ -146,11 +146,12 @@ def test_frames_in_memory_are_sampled_by_time_cropped_and_resized():
 
 
 def test_captions_are_needed_where_asked_and_must_be_text():
-    media = [Medium("none", GOOD[0].content, ""), GOOD[1], Medium("bad", GOOD[0].content, "caf\ufffd")]
+    captions = ("", "caf\ufffd", "a cat \ud83d")  # the last is half an emoji
+    media = [GOOD[1], *(Medium(repr(caption), GOOD[0].content, caption) for caption in captions)]
     bad = BadMedia("a source", 1.0)
-    assert {clips(media, bad, needs_caption=True)[i]["caption"] for i in range(6)} == {"caption 1"}
-    assert bad.counts == {"no caption": 1, "caption is not UTF-8": 1}
-    assert {clips(media)[i]["caption"] for i in range(6)} == {"", "caption 1"}
+    assert {clips(media, bad, needs_caption=True)[i]["caption"] for i in range(8)} == {"caption 1"}
+    assert bad.counts == {"no caption": 1, "caption is not UTF-8": 2}
+    assert {clips(media)[i]["caption"] for i in range(8)} == {"", "caption 1"}
 
 
 def test_the_first_bad_medium_is_said():

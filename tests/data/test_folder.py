@@ -1,5 +1,6 @@
 """A folder of videos and images: clips, captions, splits, and what is wrong with a folder, named."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -89,13 +90,42 @@ def test_images_are_single_frames_and_no_part_of_longer_clips(four, tmp_path):
     assert {_file(_source(tmp_path, num_frames=2)[i]) for i in range(20)} == {"v1.mp4", "v2.mp4", "v3.mp4"}
 
 
+def test_videos_with_a_picture_beside_each_are_in_both_splits(tmp_path):
+    for i in range(8):
+        (tmp_path / f"v{i}.jpg").write_bytes(encode_image(9))
+        (tmp_path / f"v{i}.mp4").write_bytes(encode_video(20))
+    seen = {}
+    for frames in (1, 5):
+        for split in ("train", "test"):
+            source = _source(tmp_path, split, frames)
+            seen[frames, split] = {_file(source[i]) for i in range(16)}
+    assert seen[5, "test"] == {"v0.mp4", "v4.mp4"} and len(seen[5, "train"]) == 6
+    assert seen[1, "test"] == {"v0.mp4", "v4.mp4", "v0.jpg", "v4.jpg"} and len(seen[1, "train"]) == 12
+
+
+def test_what_a_mixture_has_of_each_medium_without_a_number(four, tmp_path):
+    """As many as the source takes longest for that has most media for its weight."""
+    _folder(tmp_path / "b", count=2)
+    data = DataConfig(source=f"3*folder:{four}|folder:{tmp_path / 'b'}", frame_size=16, num_frames=5, fps=RATE)
+    source = make_source(dataclasses.replace(data, held_out_every=4), "train", num_examples=0)
+    assert len(source) == 4  # three of a, one of b
+    assert sorted(_file(source[i]) for i in range(4)) == ["v1.mp4", "v1.mp4", "v2.mp4", "v3.mp4"]
+
+
+def test_a_name_that_is_no_utf8_is_written_out(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.mp4", "wb") as file:
+        file.write(encode_video(6))
+    [medium] = read_folder(tmp_path)
+    assert medium.key == "caf\\udce9.mp4" and medium.content.is_file()
+
+
 def test_a_folder_without_what_is_needed_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere does not exist"):
         _source(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no video or image: looked for .mp4"):
         _source(tmp_path)
     (tmp_path / "a.png").write_bytes(encode_image(9))
-    with pytest.warns(UserWarning, match="has but one medium"), pytest.raises(ValueError, match="images alone"):
+    with pytest.raises(ValueError, match="images alone"):
         _source(tmp_path)
 
 

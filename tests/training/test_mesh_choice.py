@@ -12,6 +12,7 @@ from loong_jax.config import (
     DEBUG_TRANSFORMER,
     TRANSFORMER_PRESETS,
     ConfigError,
+    DataConfig,
     LanguageModelJob,
     MeshConfig,
     TokenizerJob,
@@ -129,6 +130,21 @@ def test_rows_that_a_mesh_cannot_cut(mesh, batch_size, said, make_mesh):
     sharding.check_batch(sharding.make_mesh(MeshConfig(**sizes)), batch_size)
 
 
+def test_single_frames_of_the_tokenizer_are_of_the_image_source(monkeypatch, tmp_path):
+    asked = []
+
+    def make_source(data, split, *, source="", num_frames=None, bad_list=None):
+        asked.append((split, source or data.source, num_frames or data.num_frames))
+
+    monkeypatch.setattr(tokenizer_job, "make_source", make_source)
+    monkeypatch.setattr(tokenizer_job, "video_batches", lambda *_, **__: 1 / 0)
+    data = DataConfig(image_source=f"folder:{tmp_path}", image_share=0.5)
+    with pytest.raises(ZeroDivisionError):
+        tokenizer_job.train_tokenizer(TokenizerJob(data=data, train=TrainConfig(batch_size=8)), tmp_path)
+    digits = "moving_digits"
+    assert asked == [("train", digits, 17), ("test", digits, 17), ("train", f"folder:{tmp_path}", 1)]
+
+
 def test_what_a_mesh_cannot_cut_is_said_before_anything_is_read(monkeypatch, tmp_path):
     def read(*_, **__):
         raise AssertionError("the data were read")
@@ -143,6 +159,9 @@ def test_what_a_mesh_cannot_cut_is_said_before_anything_is_read(monkeypatch, tmp
     job = LanguageModelJob(tokenizer=DEBUG_TOKENIZER, model=model, train=train)
     with pytest.raises(ConfigError, match=r"batch_size=12 cannot be cut into 8 parts.*or --config.choose_mesh=True"):
         lm_job.train_language_model(job, tmp_path)
+    in_parts = dataclasses.replace(job, train=TrainConfig(batch_size=16), accumulate=8)
+    with pytest.raises(ConfigError, match=r"2 rows of train.batch_size=16 at.* 8 parts.*--config.accumulate=2\.$"):
+        lm_job.train_language_model(in_parts, tmp_path)
     by_heads = dataclasses.replace(job, mesh=MeshConfig(fsdp=1, tensor=8))
     with pytest.raises(ConfigError, match="cannot be cut into 8 along"):
         lm_job.train_language_model(by_heads, tmp_path)

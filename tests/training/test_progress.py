@@ -29,6 +29,15 @@ def test_a_bar_stands_where_the_report_says(screen):
     assert "left" not in shown.getvalue()  # the bar has a time of its own
 
 
+def test_a_note_stays_above_the_bar(screen):
+    shown = screen(is_terminal=True)
+    progress = ProgressReport("stage1", 2000)
+    progress.note(100, "WARNING: the codebook is collapsing")
+    progress.report(100, "loss 2.1")
+    progress.close()
+    assert "stage1 100/2000 WARNING: the codebook is collapsing\n" in shown.getvalue()
+
+
 def test_on_a_narrow_terminal_the_summary_is_cut(screen):
     shown = screen(is_terminal=True, width=80)
     progress = ProgressReport("tokenizer (17 frames)", 400)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from loong_jax.endings import Stopped
+from loong_jax.training import loop
 from loong_jax.training.metrics import read_metrics
 from loong_jax.training.stopping import StopRequest
 
@@ -65,6 +66,22 @@ with StopRequest():
     assert process.stdout.readline().startswith("SIGTERM: saving")
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 128 + signal.SIGINT
+
+
+def test_a_signal_after_the_last_step_is_heard_too(train, tmp_path, monkeypatch):
+    """What follows this training, as the demo's next one, would not know of it."""
+
+    def draw(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+
+    def step(state, batch):
+        return dataclasses.replace(state, step=state.step + 1), {"loss": np.float32(1)}
+
+    monkeypatch.setattr(loop, "_draw", draw)
+    with pytest.raises(Stopped, match="stopped after 2 of 2 steps"):
+        train(tmp_path, step, num_steps=2)
+    assert int(train(tmp_path, step, num_steps=2).step) == 2
 
 
 def test_a_training_stops_after_its_step_and_goes_on_from_there(train, tmp_path):
