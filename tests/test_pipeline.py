@@ -201,18 +201,23 @@ def test_of_several_candidates_the_likeliest_is_kept(pipe):
     assert len(set(scores.argmax(axis=0))) == 2  # not always the same one
 
 
-def likelihoods(pipe, texts, codes) -> np.ndarray:
-    """Log-likelihood of the codes of each video after its text."""
+def forward_logits(pipe, text, ids) -> np.ndarray:
+    """Scores [ids, codes] at the place of each of the ids of a clip, of one forward pass of all of it."""
     model = nnx.merge(transformer.abstract_params(JOB.model)[0], pipe.params)
 
     @jax.jit
     def video_logits(tokens):
         return model.logits(model.hidden(tokens, jnp.arange(tokens.shape[1])[None], None), 32000, 32064)[0]
 
+    sequence = np.concatenate([prompt_ids(text, Vocabulary(32000, 64)), 32000 + ids])[None]
+    return np.asarray(video_logits(sequence), np.float64)[-len(ids) - 1 : -1]
+
+
+def likelihoods(pipe, texts, codes) -> np.ndarray:
+    """Log-likelihood of the codes of each video after its text."""
     scores = []
     for text, ids in zip(texts, codes.reshape(len(codes), -1), strict=True):
-        sequence = np.concatenate([prompt_ids(text, Vocabulary(32000, 64)), 32000 + ids])[None]
-        logits = np.asarray(video_logits(sequence), np.float64)[-len(ids) - 1 : -1]
+        logits = forward_logits(pipe, text, ids)
         scores.append((logits[np.arange(len(ids)), ids] - np.logaddexp.reduce(logits, axis=1)).sum())
     return np.array(scores)
 
@@ -249,6 +254,17 @@ def test_an_image_is_the_first_frame(pipe):
     video = pipe(PROMPT, image=image, seconds=1)
     assert len(video) == round(6.5)
     np.testing.assert_array_equal(video[0], image)
+
+
+@pytest.mark.parametrize("options", [{}, dict(continuation="window", window_latents=2, sink_latents=1)])
+def test_what_starts_from_an_image_sees_all_of_its_clip(options, pipe):
+    """A round may start from fewer latent frames than there is room for, and has as many more to sample."""
+    image = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
+    request = pipe.request(PROMPT, image=image, seconds=CLIP, top_k=1, guidance_scale=1.0, **options)
+    sampled = np.stack([piece.ids for piece in pipe.generator.roll_out(request)], axis=1).reshape(-1)
+    known = pipe.tokenizer.encode(image[None]).reshape(-1)
+    logits = forward_logits(pipe, request.texts[0][0], np.concatenate([known, sampled]))
+    np.testing.assert_array_equal(sampled, logits[len(known) :].argmax(axis=1))
 
 
 def test_a_prompt_that_is_not_read_to_its_end_says_so(pipe):

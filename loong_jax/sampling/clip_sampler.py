@@ -30,14 +30,9 @@ class ClipShape:
     max_known: int  # latent frames that a clip may start with
     decoding: DecodingConfig
 
-    def prompt_slots(self, num_known: int) -> int:
-        """Places for a prompt and the latent frames that a clip starts with: none, or as many as there may be."""
-        return self.max_text_ids + _NUM_MARKERS + (self.max_known * self.grid.ids_per_frame if num_known else 0)
-
-    @property
-    def length(self) -> int:
-        """Ids of the longest sequence."""
-        return self.max_text_ids + _NUM_MARKERS + self.grid.num_ids
+    def length(self, num_latents: int) -> int:
+        """Ids of a prompt and so many latent frames, where the prompt is of the longest."""
+        return self.max_text_ids + _NUM_MARKERS + num_latents * self.grid.ids_per_frame
 
 
 class ClipSampler:
@@ -103,8 +98,10 @@ class ClipSampler:
         for index in of // self._shape.candidates:
             for text in [texts[index], self._negative][: 2 if self._shape.is_guided else 1]:
                 sequences.append((self._prompt(text), self._vocabulary.video_start + known[index]))
-        first_slot = self._shape.prompt_slots(num_known)
-        tokens, positions, valid, following = self._left_padded(sequences, first_slot)
+        first_slot = self._shape.length(num_known)
+        # Two widths, for which prefill is compiled: of prompts, and of those that as many frames follow as there may be.
+        width = self._shape.length(self._shape.max_known if num_known else 0)
+        tokens, positions, valid, following = self._padded(sequences, first_slot, width)
         keys, steps = jnp.stack([keys[index] for index in of]), grid.ids_per_frame
         cache, logits, codes = self._decoder.prefill(self._params, self._cache, tokens, positions, valid)
         for index, rule in enumerate(rules[num_known : num_known + num_new]):
@@ -118,21 +115,24 @@ class ClipSampler:
         ids = None if text is None else text[: self._shape.max_text_ids]
         return prompt_ids(ids, self._vocabulary, is_image=self._shape.grid.frames == 1)
 
-    def _left_padded(
-        self, sequences: list[tuple[list[int], Int[np.ndarray, " n"]]], slots: int
+    def _padded(
+        self, sequences: list[tuple[list[int], Int[np.ndarray, " n"]]], end: int, width: int
     ) -> tuple[np.ndarray, ...]:
-        """Tokens, positions and validity [rows, slots], and the positions [rows, steps] that follow each row."""
+        """Tokens, positions and validity [rows, width] of sequences that all end at ``end``, where the steps begin.
+
+        Besides the positions [rows, steps] that follow each row.
+        """
         grid = self._shape.grid
-        tokens = np.full((len(sequences), slots), self._vocabulary.special("pad"), np.int32)
+        tokens = np.full((len(sequences), width), self._vocabulary.special("pad"), np.int32)
         valid = np.zeros_like(tokens, bool)
         positions, following = [], []
         for row, (prompt, known) in enumerate(sequences):
             length = len(prompt) + len(known)
-            tokens[row, -length:] = [*prompt, *known]
-            valid[row, -length:] = True
+            tokens[row, end - length : end] = [*prompt, *known]
+            valid[row, end - length : end] = True
             every = places(len(prompt), grid, self._rope)
-            before = [(slots - length, 0)] + [(0, 0)] * (every.ndim - 1)
-            positions.append(np.pad(every[:length], before))
+            around = [(end - length, width - end)] + [(0, 0)] * (every.ndim - 1)
+            positions.append(np.pad(every[:length], around))
             steps = np.arange(length, length + grid.num_ids)
             following.append(every[np.minimum(steps, len(every) - 1)])
         return tokens, np.stack(positions), valid, np.stack(following)

@@ -35,7 +35,7 @@ class Decoder:
     It samples the steps [start, start + num_steps) of a clip, both traced, of which ``frame_steps`` at most, in place
     of so many of the ``codes`` of the latent frame before (which the repetition guard looks at). ``positions``
     [rows, steps] says where every step's code goes in a clip, ``first_slot`` where step 0 is in the cache: behind the
-    prompt, as long as it was for ``prefill``. ``keys`` [batch] are folded with the step, so that a clip is the same in
+    last valid token of every prompt. ``keys`` [batch] are folded with the step, so that a clip is the same in
     one call or in several. The logits are those after the last code.
     ``new_cache()``: an empty cache.
     ``prefill`` and ``decode`` donate the cache, and ``decode`` the logits.

@@ -135,9 +135,10 @@ class Generator:
         most = min(most_kept(request.sampling, self.tokenizer.config), self.grid.frames - 1)
         guided, decoding = request.sampling.is_guided, request.sampling.decoding
         shape = ClipShape(self.grid, batch, candidates, guided, self.max_text_ids, most, decoding)
-        if shape.length > self._model.max_length:
+        length = shape.length(self.grid.frames)
+        if length > self._model.max_length:
             raise ConfigError(
-                f"A prompt of {shape.max_text_ids} ids and a clip of {shape.grid.num_ids} need {shape.length} places, "
+                f"A prompt of {shape.max_text_ids} ids and a clip of {shape.grid.num_ids} need {length} places, "
                 f"but the model was made for {self._model.max_length}: use a shorter clip or prompt."
             )
         if shape not in self._decoders:
@@ -146,7 +147,7 @@ class Generator:
                 self._mesh,
                 batch=batch,
                 is_guided=shape.is_guided,
-                num_slots=shape.length,
+                num_slots=length,
                 frame_steps=shape.grid.ids_per_frame,
                 decoding=shape.decoding,
                 is_ranked=candidates > 1,
