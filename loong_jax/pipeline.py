@@ -3,9 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import itertools
-import math
-import numbers
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +12,9 @@ import numpy as np
 
 from loong_jax import checkpoint, sharding
 from loong_jax.chips import host_memory
-from loong_jax.config import ConfigError, LanguageModelJob, MeshConfig, SamplingConfig, in_all_rounds
+from loong_jax.config import ConfigError, DecodingConfig, LanguageModelJob, MeshConfig, SamplingConfig, in_all_rounds
 from loong_jax.config_dict import build, from_config_dict
+from loong_jax.data.scripts import Prompt, Script, checked_text, read_scripts, shortened
 from loong_jax.data.text import TextTokenizer
 from loong_jax.hub import HUB, fetch
 from loong_jax.model_folder import PACKAGE, is_model_folder, packaged, read_model
@@ -29,9 +27,6 @@ from loong_jax.vocab import LatentGrid
 
 _LOOKED_AT = 256  # values of a parameter, by which models are told apart
 
-# What a video shows, or from which second on it shows what.
-Prompt = str | list[tuple[float, str]]
-Script = list[tuple[float, str]]  # the same, as it is read
 Seed = int | list[int]  # of the first video of a batch, or of every one
 
 
@@ -54,7 +49,8 @@ class Pipeline:
         size = tokenizer.config.latent_size(job.data.frame_size)
         self.fps = job.data.fps
         self.frame_size = job.data.frame_size
-        self.sampling = job.sampling
+        # Decoding is of the machine, whatever that of the training was.
+        self.sampling = dataclasses.replace(job.sampling, decoding=DecodingConfig())
         self.job, self.params = job, params
         self._text, self.known_text_ids = TextTokenizer(), None if text_ids is None else frozenset(text_ids)
         self.generator = Generator(
@@ -85,7 +81,7 @@ class Pipeline:
             ValueError: a field is unknown or impossible, image or video has another size than the model's frames, or
                 this machine's memory cannot hold the video.
         """
-        scripts, is_batch = _read_prompts(prompt)
+        scripts, is_batch = read_scripts(prompt)
         request = self._request(scripts, seed, image, video, self.sampling_with(sampling))
         batch, num_frames = len(scripts), request.num_frames
         num_bytes = 2 * batch * num_frames * self.frame_size**2 * 3  # parts, and the whole made of them
@@ -105,7 +101,7 @@ class Pipeline:
         While they are looked at, the next ones are being sampled. What is impossible is said at once, before the first
         frame is asked for.
         """
-        scripts, is_batch = _read_prompts(prompt)
+        scripts, is_batch = read_scripts(prompt)
         frames = self._frames(self._request(scripts, seed, image, video, self.sampling_with(sampling)))
         return frames if is_batch else (batch[0] for batch in frames)
 
@@ -118,31 +114,43 @@ class Pipeline:
 
     def request(self, prompt: Prompt | list[Prompt], seed: Seed = 0, image=None, video=None, **sampling) -> Request:
         """What ``stream`` would sample, for ``generator.roll_out``, which gives ids besides; and the same errors."""
-        return self._request(_read_prompts(prompt)[0], seed, image, video, self.sampling_with(sampling))
+        return self._request(read_scripts(prompt)[0], seed, image, video, self.sampling_with(sampling))
 
     def _request(self, scripts: list[Script], seed: Seed, image, video, config: SamplingConfig) -> Request:
         if config.negative_prompt and not config.is_guided:
             raise ConfigError("sampling.negative_prompt needs a guidance_scale above 1: give one, or leave it out.")
-        if scripts[0][-1][0] >= config.seconds:
-            second = f"{scripts[0][-1][0]:g}"
-            warnings.warn(
-                f"The text is to change at {second} s, and the video ends at {config.seconds:g} s.", stacklevel=3
-            )
+        self._warn_of_unseen_texts(scripts[0], config)
         request = Request(
             texts=[[self._read(script[segment][1]) for script in scripts] for segment in range(len(scripts[0]))],
             seeds=_checked_seeds(seed, len(scripts)),
             num_frames=self.num_frames(config),
             sampling=config,
-            negative=self._read(_checked_text(config.negative_prompt)) if config.negative_prompt else None,
+            negative=self._read(checked_text(config.negative_prompt)) if config.negative_prompt else None,
             changes=_changes(scripts[0], self.fps),
             start=self._start(image, video, config, len(scripts)),
         )
         self.generator.check(request)
         return request
 
+    def _warn_of_unseen_texts(self, script: Script, config: SamplingConfig) -> None:
+        """Texts change between latent frames: one that holds for less than such may never have its turn."""
+        factor = self.generator.tokenizer.config.temporal_factor
+        starts = [0, *_changes(script, self.fps)]
+        for (second, text), start, end in zip(script, starts, [*starts[1:], self.num_frames(config)], strict=True):
+            if second >= config.seconds:
+                warnings.warn(
+                    f"The text is to change at {second:g} s, and the video ends at {config.seconds:g} s.", stacklevel=4
+                )
+            elif len(script) > 1 and end - start < factor:
+                warnings.warn(
+                    f"The text {shortened(text)} holds from {second:g} s on for {max(0, end - start)} frames, and may "
+                    f"not be seen: give it {factor / self.fps:.2g} s or more.",
+                    stacklevel=4,
+                )
+
     def origins(self, prompt: Prompt | list[Prompt], seed: Seed = 0, **sampling) -> list[Origin]:
         """What each video of such a request is sampled from, as it is kept with saved ids."""
-        scripts, config = _read_prompts(prompt)[0], self.sampling_with(sampling)
+        scripts, config = read_scripts(prompt)[0], self.sampling_with(sampling)
         return [
             Origin(
                 model=self.fingerprint,
@@ -198,21 +206,25 @@ class Pipeline:
 
     def num_text_ids(self, prompt: str) -> int:
         """Ids of a text, of which the model reads the first ``generator.max_text_ids``."""
-        return len(self._text.encode(_checked_text(prompt)))
+        return len(self._encode(checked_text(prompt)))
+
+    def _encode(self, prompt: str) -> list[int]:
+        """Ids of a text; line breaks and several spaces, which captions do not have, are one space."""
+        return self._text.encode(" ".join(prompt.split()))
 
     def _read(self, prompt: str) -> list[int]:
-        ids, limit = self._text.encode(prompt), self.generator.max_text_ids
+        ids, limit = self._encode(prompt), self.generator.max_text_ids
         if len(ids) > limit:
             warnings.warn(
-                f"The prompt {_short(prompt)} has {len(ids)} text ids; the model reads the first {limit}.",
+                f"The prompt {shortened(prompt)} has {len(ids)} text ids; the model reads the first {limit}.",
                 stacklevel=4,
             )
         known = self.known_text_ids
         if known is not None and not known.issuperset(ids):
             words = [word for word in prompt.split() if not known.issuperset(self._text.encode(word))]
+            unknown = shortened(" ".join(words))
             warnings.warn(
-                f"The model takes no notice of {_short(' '.join(words))}: no text it was trained on has these words.",
-                stacklevel=4,
+                f"The model takes no notice of {unknown}: no text it was trained on has these words.", stacklevel=4
             )
         return ids
 
@@ -238,39 +250,6 @@ class Pipeline:
         return np.broadcast_to(usable, (batch, *usable.shape)).copy()
 
 
-def _read_prompts(prompt: Prompt | list[Prompt]) -> tuple[list[Script], bool]:
-    """Of every video the seconds and what it shows from then on; and whether they are a batch."""
-    is_batch = isinstance(prompt, (list, tuple)) and not any(_is_timed(part) for part in prompt)
-    scripts = []
-    for part in prompt if is_batch else [prompt]:
-        script = [(0, part)] if isinstance(part, str) else part
-        is_script = isinstance(script, (list, tuple)) and len(script) > 0 and all(map(_is_timed, script))
-        if not is_script or not all(text.strip() for _, text in script):
-            raise ValueError(f"A prompt must be some text or a list of (second, text); got {_short(part)}.")
-        seconds = [second for second, _ in script]
-        if seconds[0] != 0 or not all(a < b < math.inf for a, b in itertools.pairwise(seconds)):
-            raise ValueError(f"A prompt's seconds must begin with 0 and grow; got {_short(seconds)}.")
-        scripts.append([(float(second), _checked_text(text)) for second, text in script])
-    if not scripts or len({tuple(second for second, _ in script) for script in scripts}) > 1:
-        wrong = "change at the same seconds, or be sampled one by one" if scripts else "be one or more"
-        raise ValueError(f"The prompts of a batch must {wrong}; got {_short(prompt)}.")
-    return scripts, is_batch
-
-
-def _is_timed(part) -> bool:
-    """Whether it is (second, text)."""
-    is_pair = isinstance(part, (list, tuple)) and len(part) == 2
-    return is_pair and isinstance(part[0], numbers.Real) and isinstance(part[1], str)
-
-
-def _checked_text(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"The prompt {_short(text)} is not Unicode text: give it in UTF-8.") from None
-    return text
-
-
 def _checked_seeds(seed: Seed, batch: int) -> list[int]:
     if isinstance(seed, list):
         if len(seed) != batch:
@@ -278,13 +257,8 @@ def _checked_seeds(seed: Seed, batch: int) -> list[int]:
         return [_checked_seeds(own, 1)[0] for own in seed]
     is_possible = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and 0 <= seed <= 2**31 - batch
     if not is_possible:
-        raise ValueError(f"seed={_short(seed)} is not possible: give an integer from 0 to {2**31 - batch}.")
+        raise ValueError(f"seed={shortened(seed)} is not possible: give an integer from 0 to {2**31 - batch}.")
     return [int(seed) + index for index in range(batch)]
-
-
-def _short(value) -> str:
-    text = ascii(value) if isinstance(value, (str, bytes)) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def load(folder: str | Path = "package:digits", mesh: MeshConfig | None = None) -> Pipeline:

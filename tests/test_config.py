@@ -212,6 +212,7 @@ IMPOSSIBLE = [
     (SampleJob, {"prompt": "| |"}, "prompt", "| |", "give some text"),
     (SampleJob, {"batch_size": 0}, "batch_size", 0, POSITIVE),
     (SampleJob, {"outputs": "mp4|avi"}, "outputs", "mp4|avi", "use mp4, gif, mkv, frames or sheet"),
+    (SampleJob, {"outputs": "gif|mp4|gif"}, "outputs", "gif|mp4|gif", "each once"),
     (SampleJob, {"image": "a.png", "video": "b.mp4"}, "video", "b.mp4", "leave it out where image is given"),
     (
         LanguageModelJob,

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "loong_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-SAMPLING = {"config", "config_dict", "vocab", "sharding", "checkpoint", "models", "tokenizer", "data", "sampling"}
+SAMPLING = {"appending", "config", "config_dict", "vocab", "sharding", "checkpoint", "models"}
+SAMPLING |= {"tokenizer", "data", "sampling"}
 MAY_IMPORT = {
     "config": set(),
     "vocab": set(),
@@ -21,6 +22,7 @@ MAY_IMPORT = {
     "video": {"config"},
     "video_file": {"config", "video"},
     "checksums": set(),
+    "appending": set(),
     "package_weights": set(),
     "weights_file": set(),
     "hub": set(),

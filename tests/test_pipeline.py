@@ -14,6 +14,7 @@ from loong_jax.config import (
     DEBUG_TRANSFORMER,
     ConfigError,
     DataConfig,
+    DecodingConfig,
     LanguageModelJob,
     SamplingConfig,
 )
@@ -55,8 +56,10 @@ def compilations(pipe) -> list[tuple[int, int]]:
 
 
 def test_a_model_is_sampled_as_its_training_says(pipe):
-    own = dataclasses.replace(JOB, sampling=SamplingConfig(seconds=CLIP, temperature=0.5, top_k=3))
+    sampling = SamplingConfig(seconds=CLIP, temperature=0.5, top_k=3, decoding=DecodingConfig(parallel_ids=8))
+    own = dataclasses.replace(JOB, sampling=sampling)
     own = Pipeline(own, pipe.params, pipe.generator.tokenizer)
+    assert own.job.sampling.decoding.parallel_ids == 8 and own.sampling.decoding == DecodingConfig()  # of this machine
     assert own.request(PROMPT).sampling == own.sampling and own.request(PROMPT).num_frames == 17
     changed = own.request(PROMPT, top_k=(5, 2)).sampling
     assert changed == dataclasses.replace(own.sampling, top_k=(5, 2))
@@ -270,6 +273,24 @@ def test_what_starts_from_an_image_sees_all_of_its_clip(options, pipe):
 def test_a_prompt_that_is_not_read_to_its_end_says_so(pipe):
     with pytest.warns(UserWarning, match="reads the first 8"):
         pipe("a red 7 that moves very slowly to the left and then, perhaps, back again", seconds=1)
+
+
+def test_a_prompt_is_read_without_its_line_breaks(pipe):
+    assert pipe.request("a red  7\nmoves left ").texts == pipe.request("a red 7 moves left").texts
+
+
+@pytest.mark.parametrize(
+    ("script", "unseen"),
+    [
+        ([(0, "a"), (2, "b"), (2.4, "c")], "'b' holds from 2 s on for 3 frames, and may not be seen: give it 0.62 s"),
+        ([(0, "a"), (0.05, "b")], "'a' holds from 0 s on for 0 frames"),
+        ([(0, "a"), (2.9, "b")], "'b' holds from 2.9 s on for 1 frames"),
+        ([(0, "a"), (4, "b")], "is to change at 4 s, and the video ends at 3 s"),
+    ],
+)
+def test_a_text_that_may_not_be_seen_is_said(script, unseen, pipe):
+    with pytest.warns(UserWarning, match=unseen):
+        pipe.request(script, seconds=3)
 
 
 @pytest.mark.parametrize(

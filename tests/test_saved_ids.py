@@ -206,6 +206,10 @@ def test_files_that_are_no_ids_are_named(pipe, whole, tmp_path):
         "version": header.replace(b'"format": 1', b'"format": 2') + b"\n" + ids,
         "setting": header.replace(b'"top_k": 100', b'"top_k": -1') + b"\n" + ids,
         "cut": header[:-9],
+        "start": header.replace(b'"num_start": 0', b'"num_start": 2') + b"\n" + ids[:100],
+        "count": header.replace(b'"num_start": 0', b'"num_start": "5"') + b"\n" + ids,
+        "height": header.replace(b'"height": 4', b'"height": 0') + b"\n" + ids,
+        "size": header.replace(b'"frame_size": 32', b'"frame_size": "32"') + b"\n" + ids,
     }.items():
         (tmp_path / f"{name}.ids").write_bytes(wrong)
         with pytest.raises(ValueError, match=f"{name}.ids is no file of ids"):

@@ -147,8 +147,9 @@ class SampleJob:
         require_seed(self)
         require(self.prompts_file or self.prompt.strip(" \n\t|") != "", "prompt", self.prompt, "give some text")
         require_positive(self, "batch_size")
-        is_possible = set(self.outputs.split("|")) <= {"mp4", "gif", "mkv", "frames", "sheet"}
-        require(is_possible, "outputs", self.outputs, 'use mp4, gif, mkv, frames or sheet, several separated by "|"')
+        kinds = self.outputs.split("|")
+        is_possible = set(kinds) <= {"mp4", "gif", "mkv", "frames", "sheet"} and len(set(kinds)) == len(kinds)
+        require(is_possible, "outputs", self.outputs, 'use mp4, gif, mkv, frames or sheet, each once, separated by "|"')
         require(not (self.image and self.video), "video", self.video, "leave it out where image is given")
 
 

@@ -99,7 +99,7 @@ class ClipSampler:
             for text in [texts[index], self._negative][: 2 if self._shape.is_guided else 1]:
                 sequences.append((self._prompt(text), self._vocabulary.video_start + known[index]))
         first_slot = self._shape.length(num_known)
-        # Two widths, for which prefill is compiled: of prompts, and of those that as many frames follow as there may be.
+        # Prefill is compiled for two widths: of prompts alone, and of those that as many frames follow as there may be.
         width = self._shape.length(self._shape.max_known if num_known else 0)
         tokens, positions, valid, following = self._padded(sequences, first_slot, width)
         keys, steps = jnp.stack([keys[index] for index in of]), grid.ids_per_frame

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from loong_jax.appending import append_whole
 from loong_jax.config import SamplingConfig
 from loong_jax.config_dict import build
 from loong_jax.vocab import LatentGrid
@@ -57,15 +58,16 @@ class SavedIds:
                 values["sampling"] = build(SamplingConfig, values["sampling"], "sampling")
                 values["clip"] = LatentGrid(**values["clip"])
                 values["script"] = tuple((second, text) for second, text in values["script"])
-                self.origin = Origin(**values)
+                self.origin, clip, size = Origin(**values), values["clip"], values["frame_size"]
+                is_known &= num_start >= 0 and min(size, clip.frames, clip.height, clip.width) > 0
+                start = np.frombuffer(file.read(num_start * size * size * 3), np.uint8).reshape(-1, size, size, 3)
+                is_known &= len(start) == num_start
             except (ValueError, KeyError, TypeError, AttributeError):
                 is_known = False
             if not is_known:
                 raise ValueError(f"{path} is no file of ids, or of another version: sample the video again.")
-            size = self.origin.frame_size
-            start = np.frombuffer(file.read(num_start * size * size * 3), np.uint8)
             self._header = file.tell()
-        self.start = start.reshape(num_start, size, size, 3) if num_start else None
+        self.start = start if num_start else None
         self._record = 4 * self.origin.clip.ids_per_frame
 
     @staticmethod
@@ -105,9 +107,8 @@ class SavedIds:
             file.truncate(self._header + count * self._record)
 
     def append(self, ids: Int[np.ndarray, "h w"]) -> None:
-        """Write one latent frame, at once; after a kill, ``keep`` what is whole first."""
-        with self.path.open("ab", buffering=0) as file:
-            file.write(np.ascontiguousarray(ids, "<i4").tobytes())
+        """Write one latent frame, at once, or nothing; after a kill, ``keep`` what is whole first."""
+        append_whole(self.path, np.ascontiguousarray(ids, "<i4").tobytes())
 
 
 def _ids_of_shorter(path: Path, origin: Origin, start: np.ndarray | None) -> bytes:

@@ -31,7 +31,7 @@ class ServedVideo:
         self._lock = threading.RLock()  # a signal's handler may come while it is held
         self._begin: tuple[float, int] | None = None  # time and number of the first frames, compilation behind them
         self._seen = time.monotonic()
-        self.ended = 0.0  # time
+        self.ended = 0.0  # time of the last event
 
     @property
     def progress(self) -> Progress:
@@ -67,9 +67,8 @@ class ServedVideo:
     def tell(self, **news: Any) -> None:
         """Add an event in which ``news``, fields of ``Progress``, have changed."""
         with self._lock:
+            self.ended = time.monotonic()  # before it is over, for others read both without the lock
             self._events.append(self.progress.model_copy(update=news))
-            if self.is_over:
-                self.ended = time.monotonic()
             self._drop_frames()
             for wake in self._listeners:
                 wake()

@@ -1,5 +1,6 @@
 """The public face of the tokenizer: videos of any length and size to ids and back, in constant memory."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -82,7 +83,7 @@ class VideoTokenizer:
         """This tokenizer with its parameters on ``device``, where it then encodes and decodes."""
         return VideoTokenizer(self.config, jax.device_put(self.params, device), self.frame_size)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of the config and parameters: ids mean the same exactly where it is the same."""
         digest = hashlib.sha256(repr(self.config).encode())

@@ -2,9 +2,7 @@
 
 import contextlib
 import datetime
-import errno
 import json
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from loong_jax.appending import append_whole
 from loong_jax.video import Image, write_image
 
 CONSOLE = Console(soft_wrap=True)
@@ -52,7 +51,7 @@ class MetricsWriter:
             return
         record = {name: np.asarray(value, np.float64).tolist() for name, value in metrics.items()}
         with dispensable(self._path):
-            _append(self._path, json.dumps({"step": step, "split": split, **record}).encode() + b"\n")
+            append_whole(self._path, json.dumps({"step": step, "split": split, **record}).encode() + b"\n")
             values = []
             for name, value in record.items():
                 for suffix, scalar in enumerate(value) if isinstance(value, list) else [(None, value)]:
@@ -116,18 +115,6 @@ def dispensable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         warnings.warn(f"{path} could not be written ({error.strerror or error}): the training goes on.", stacklevel=3)
-
-
-def _append(path: Path, line: bytes) -> None:
-    """Append all of ``line``, or nothing."""
-    with path.open("ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            if file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            file.truncate(end)
-            raise
 
 
 def read_metrics(workdir: Path) -> list[dict]:
