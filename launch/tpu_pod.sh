@@ -7,9 +7,10 @@
 #   SLICES=4 TOKENIZER_FLAGS=--config.mesh.data=4 \
 #     launch/tpu_pod.sh loong us-east5-b v6e-64 10.0.0.2:/share 7b --config.choose_mesh=True
 #
-# TYPE: v5litepod-N, v5p-N or v6e-N. SHARE: an NFS folder in the same network, as of Filestore, that holds videos/ and gets
-# runs/. SIZE, FLAGS and TOKENIZER_FLAGS are those of launch/recipe.sh. SPOT=no asks for chips that stay. It runs for as
-# long as the training, so start it in tmux; at its end the chips are given back, and after an error they stay until you say
+# TYPE: v5litepod-N (v5e) or v6e-N, of N chips, or v5p-N, of N cores, two a chip. SHARE: an NFS folder in the same
+# network, as of Filestore, that holds videos/ and gets runs/. SIZE, FLAGS and TOKENIZER_FLAGS are those of
+# launch/recipe.sh. SPOT=no asks for chips that stay. It runs for as long as the training, so start it in tmux; at its
+# end the chips are given back, and after an error they stay until you say
 # gcloud compute tpus queued-resources delete NAME --zone=ZONE --force
 set -euo pipefail
 
