@@ -173,7 +173,7 @@ def draw(cells: list[dict], path: Path) -> None:
                 share = 100 * found[setting][what]
                 middle = step * (np.arange(share.shape[1]) + 0.5) + 0.012 * step * share.shape[1] * (order - 2)
                 mean = share.mean(axis=0)
-                bars = np.stack([mean - share.min(axis=0), share.max(axis=0) - mean])
+                bars = np.maximum([mean - share.min(axis=0), share.max(axis=0) - mean], 0)  # where rounding is below
                 color = colors.get(setting) or f"C{others.index(setting) + 1}"
                 axis.errorbar(
                     middle, mean, bars, marker="o", markersize=3, lw=1.2, color=color, label=name_of(*setting)
